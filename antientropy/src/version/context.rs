@@ -1,0 +1,289 @@
+//! Causal contexts: which writes have been seen.
+
+use super::{Actor, Counter, Dot};
+
+/// How many copies of an object are kept: the n stored with it.
+///
+/// Requests may ask for another n than the keyspace's. The object then remembers the most that was asked for, so
+/// that hints, anti-entropy and moves know how many copies to keep; quorums never look at it. A join-semilattice:
+/// the keyspace's own count is a flag and not a number, because it may differ by datacenter and may change.
+///
+/// On the wire one byte: bit 7 says that the keyspace's own count is included, bits 0 to 2 are the highest n that
+/// was asked for explicitly, 0 for none; bits 3 to 6 are zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CopyCount {
+    /// Bit 7: the keyspace's own; bits 0 to 2: the highest explicit n.
+    byte: u8,
+}
+
+const _: () =
+    assert!(CopyCount::EXPLICIT_MAX as usize == ring::REPLICAS_MAX, "the ring's limit, in three bits");
+
+impl CopyCount {
+    /// As many as the keyspace says.
+    pub const DEFAULT: CopyCount = CopyCount { byte: 0x80 };
+
+    /// No demand at all: the join's neutral element, for a record that nobody has written yet.
+    pub const NONE: CopyCount = CopyCount { byte: 0 };
+
+    /// The most copies that a request may ask for in one datacenter.
+    pub const EXPLICIT_MAX: u8 = 7;
+
+    /// As many as one request asked for; 0 is [`CopyCount::NONE`].
+    ///
+    /// # Panics
+    ///
+    /// Above [`CopyCount::EXPLICIT_MAX`]: requests are checked where they are decoded.
+    pub fn explicit(n: u8) -> CopyCount {
+        assert!(n <= CopyCount::EXPLICIT_MAX, "{n} copies were let through");
+        CopyCount { byte: n }
+    }
+
+    /// The least count that satisfies both.
+    #[must_use]
+    pub fn join(self, other: CopyCount) -> CopyCount {
+        let explicit = (self.byte & CopyCount::EXPLICIT_MAX).max(other.byte & CopyCount::EXPLICIT_MAX);
+        CopyCount { byte: (self.byte | other.byte) & CopyCount::DEFAULT.byte | explicit }
+    }
+
+    /// Copies to keep in a datacenter in which the keyspace keeps `keyspace_n`.
+    pub fn in_datacenter(self, keyspace_n: u8) -> u8 {
+        let default = if self.byte & CopyCount::DEFAULT.byte == 0 { 0 } else { keyspace_n };
+        default.max(self.byte & CopyCount::EXPLICIT_MAX)
+    }
+
+    /// The byte on the wire.
+    pub fn to_byte(self) -> u8 {
+        self.byte
+    }
+
+    /// The count that a byte on the wire stands for; `None` if a reserved bit is set.
+    pub fn from_byte(byte: u8) -> Option<CopyCount> {
+        let known = CopyCount::DEFAULT.byte | CopyCount::EXPLICIT_MAX;
+        (byte & !known == 0).then_some(CopyCount { byte })
+    }
+}
+
+/// A causal context: for each actor, up to which counter its writes to one key have been seen.
+///
+/// An entry claims *every* dot of its actor for this key up to the counter ([`Actor`] says why it may), so a
+/// context is a version vector and not a list of writes. It also carries the stored n, so that a client that
+/// writes back what it read does not lower it.
+///
+/// Entries are strictly ascending by actor, each with a counter that a dot can have.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Context {
+    copies: CopyCount,
+    entries: Vec<(Actor, Counter)>,
+}
+
+impl Clone for Context {
+    fn clone(&self) -> Context {
+        Context { copies: self.copies, entries: self.entries.clone() }
+    }
+
+    /// Keeps the memory that `self` has; a merge of a newer record is mostly this.
+    fn clone_from(&mut self, source: &Context) {
+        self.copies = source.copies;
+        self.entries.clone_from(&source.entries);
+    }
+}
+
+impl Context {
+    /// The context of someone who has seen nothing.
+    pub fn new() -> Context {
+        Context::default()
+    }
+
+    /// A context with these entries.
+    ///
+    /// # Panics
+    ///
+    /// If the actors are not strictly ascending, or a counter is none that a dot can have.
+    pub fn from_entries(copies: CopyCount, entries: Vec<(Actor, Counter)>) -> Context {
+        assert!(entries.is_sorted_by(|a, b| a.0 < b.0), "the context's actors are not ascending");
+        assert!(entries.iter().all(|entry| entry.1.is_mintable()), "a context with a counter of no dot");
+        Context { copies, entries }
+    }
+
+    /// Whether the write of this name has been seen.
+    pub fn covers(&self, dot: Dot) -> bool {
+        self.counter(dot.actor) >= dot.counter
+    }
+
+    /// The highest counter seen of an actor, [`Counter::ZERO`] if none was.
+    pub fn counter(&self, actor: Actor) -> Counter {
+        match self.entries.binary_search_by_key(&actor, |entry| entry.0) {
+            Ok(found) => self.entries[found].1,
+            Err(_) => Counter::ZERO,
+        }
+    }
+
+    /// The highest counter of any actor, [`Counter::ZERO`] if there is none.
+    pub fn highest(&self) -> Counter {
+        self.entries.iter().map(|entry| entry.1).max().unwrap_or(Counter::ZERO)
+    }
+
+    /// Whether no write has been seen. The copies do not matter.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Each actor with the highest of its counters that was seen, ascending by actor.
+    pub fn entries(&self) -> &[(Actor, Counter)] {
+        &self.entries
+    }
+
+    /// The stored n that was seen.
+    pub fn copies(&self) -> CopyCount {
+        self.copies
+    }
+
+    /// Raises the stored n.
+    pub fn join_copies(&mut self, copies: CopyCount) {
+        self.copies = self.copies.join(copies);
+    }
+
+    /// Adds a write, and with it every earlier one of its actor.
+    pub fn insert(&mut self, dot: Dot) {
+        debug_assert!(dot.counter.is_mintable(), "the dot {dot} was never minted");
+        match self.entries.binary_search_by_key(&dot.actor, |entry| entry.0) {
+            Ok(found) => self.entries[found].1 = self.entries[found].1.max(dot.counter),
+            Err(place) => self.entries.insert(place, (dot.actor, dot.counter)),
+        }
+    }
+
+    /// Adds all that the other has seen.
+    pub fn join(&mut self, other: &Context) {
+        self.join_copies(other.copies);
+        if self.includes_entries(other) {
+            return;
+        }
+        let mine = std::mem::take(&mut self.entries);
+        let mut joined = Vec::with_capacity(mine.len() + other.entries.len());
+        let (mut left, mut right) = (mine.into_iter().peekable(), other.entries.iter().copied().peekable());
+        while let (Some(&(actor, counter)), Some(&(other_actor, other_counter))) = (left.peek(), right.peek())
+        {
+            joined.push((
+                actor.min(other_actor),
+                match actor.cmp(&other_actor) {
+                    std::cmp::Ordering::Less => counter,
+                    std::cmp::Ordering::Equal => counter.max(other_counter),
+                    std::cmp::Ordering::Greater => other_counter,
+                },
+            ));
+            left.next_if(|_| actor <= other_actor);
+            right.next_if(|_| other_actor <= actor);
+        }
+        joined.extend(left);
+        joined.extend(right);
+        self.entries = joined;
+    }
+
+    /// Whether joining the other would change nothing.
+    pub fn includes(&self, other: &Context) -> bool {
+        self.copies.join(other.copies) == self.copies && self.includes_entries(other)
+    }
+
+    /// [`Context::includes`] without the copies: one pass over both, as both are sorted.
+    fn includes_entries(&self, other: &Context) -> bool {
+        if other.entries.len() > self.entries.len() {
+            return false;
+        }
+        let mut mine = self.entries.iter();
+        other.entries.iter().all(|&(actor, counter)| {
+            mine.find(|entry| entry.0 >= actor)
+                .is_some_and(|&(found, seen)| found == actor && seen >= counter)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(entries: &[(u64, u64)]) -> Context {
+        let entries = entries.iter().map(|&(actor, counter)| (Actor(actor), Counter(counter))).collect();
+        Context::from_entries(CopyCount::DEFAULT, entries)
+    }
+
+    fn dot(actor: u64, counter: u64) -> Dot {
+        Dot { counter: Counter(counter), actor: Actor(actor) }
+    }
+
+    #[test]
+    fn an_entry_covers_every_dot_of_its_actor_up_to_its_counter() {
+        let seen = context(&[(2, 5), (7, 3)]);
+        assert!(seen.covers(dot(2, 5)) && seen.covers(dot(2, 1)) && seen.covers(dot(7, 3)));
+        assert!(!seen.covers(dot(2, 6)) && !seen.covers(dot(7, 4)) && !seen.covers(dot(3, 1)));
+        assert_eq!(seen.highest(), Counter(5));
+        assert_eq!(Context::new().highest(), Counter::ZERO);
+    }
+
+    #[test]
+    fn a_join_takes_the_higher_counter_of_each_actor() {
+        let mut seen = context(&[(1, 1), (3, 9), (5, 5)]);
+        seen.join(&context(&[(0, 2), (3, 4), (5, 6), (8, 8)]));
+        assert_eq!(seen, context(&[(0, 2), (1, 1), (3, 9), (5, 6), (8, 8)]));
+    }
+
+    #[test]
+    fn includes_is_that_the_join_changes_nothing() {
+        let sets: [&[(u64, u64)]; 7] =
+            [&[], &[(1, 1)], &[(1, 2)], &[(2, 1)], &[(1, 1), (2, 1)], &[(1, 2), (2, 1)], &[(0, 1), (3, 3)]];
+        for left in sets.map(context) {
+            for right in sets.map(context) {
+                let mut joined = left.clone();
+                joined.join(&right);
+                assert_eq!(left.includes(&right), joined == left, "{left:?} {right:?}");
+            }
+        }
+        assert!(!Context::new().includes(&context(&[])), "the stored n counts as well");
+    }
+
+    #[test]
+    fn insert_keeps_the_actors_sorted_and_the_counters_highest() {
+        let mut seen = Context::new();
+        for dot in [dot(5, 2), dot(1, 9), dot(5, 1), dot(3, 3), dot(5, 4)] {
+            seen.insert(dot);
+        }
+        assert_eq!(seen.entries(), context(&[(1, 9), (3, 3), (5, 4)]).entries());
+    }
+
+    #[test]
+    #[should_panic(expected = "not ascending")]
+    fn entries_out_of_order_are_our_bug() {
+        context(&[(2, 1), (1, 1)]);
+    }
+
+    #[test]
+    fn copies_are_a_semilattice() {
+        let all: Vec<CopyCount> = (0..=255).filter_map(CopyCount::from_byte).collect();
+        assert_eq!(all.len(), 16);
+        for &a in &all {
+            assert_eq!((a.join(a), a.join(CopyCount::NONE)), (a, a));
+            for &b in &all {
+                assert_eq!(a.join(b), b.join(a));
+                assert!(all.iter().all(|&c| a.join(b).join(c) == a.join(b.join(c))));
+                let highest = a.in_datacenter(4).max(b.in_datacenter(4));
+                assert_eq!(a.join(b).in_datacenter(4), highest);
+            }
+        }
+    }
+
+    #[test]
+    fn the_keyspaces_own_count_follows_the_keyspace() {
+        assert_eq!(CopyCount::DEFAULT.in_datacenter(3), 3);
+        assert_eq!(CopyCount::explicit(5).in_datacenter(3), 5);
+        assert_eq!(CopyCount::explicit(2).in_datacenter(3), 2);
+        let both = CopyCount::DEFAULT.join(CopyCount::explicit(2));
+        assert_eq!((both.in_datacenter(3), both.in_datacenter(1)), (3, 2));
+        assert_eq!(both.to_byte(), 0x82);
+    }
+
+    #[test]
+    #[should_panic(expected = "let through")]
+    fn more_copies_than_the_limit_are_our_bug() {
+        CopyCount::explicit(8);
+    }
+}
