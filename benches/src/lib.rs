@@ -1,1 +1,167 @@
-//! Placeholder until the first module lands.
+//! A cluster of three nodes in one thread, for measuring what the core itself costs: no network, no disk, no
+//! scheduler.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use antientropy::version::{ContextKey, UnixMillis};
+use bytes::Bytes;
+use client::{Get, Put, ReadOptions, Reply, Request, RequestId, WriteOptions};
+use node::{
+    ClientTag, Identity, Input, Node, Now, Output, Settings,
+    storage::{MemoryEngine, Sequence},
+};
+use ring::{
+    ClusterDocument, ClusterId, ConflictPolicy, Datacenter, DatacenterId, Durability, Keyspace, KeyspaceId,
+    Member, NodeId, Partitions, RackId, StoreId,
+};
+
+/// The keyspace that the trio has.
+pub const KEYSPACE: KeyspaceId = KeyspaceId(1);
+
+/// Three nodes that hand each other their messages.
+pub struct Trio {
+    nodes: Vec<(Node<MemoryEngine>, MemoryEngine)>,
+    now: Now,
+    next_request: u64,
+    outputs: Vec<(usize, Output)>,
+}
+
+impl Trio {
+    /// Three nodes that have agreed on a document with one keyspace of three copies.
+    ///
+    /// # Panics
+    ///
+    /// If they do not get ready, which would be a bug.
+    #[must_use]
+    pub fn new() -> Trio {
+        let ids = [NodeId(1), NodeId(2), NodeId(3)];
+        let now = Now { monotonic: Duration::from_secs(1), wall: UnixMillis(1_800_000_000_000) };
+        let start = |id: NodeId| {
+            let engine = MemoryEngine::without_log(StoreId(u64::from(id.0)));
+            let seed = [u8::try_from(id.0).expect("one of three"); 32];
+            let identity = Identity { node: id, seeds: ids.to_vec(), seed };
+            let settings = Settings::new(ContextKey::new([7; 32]));
+            (Node::open(identity, settings, engine.clone(), now), engine)
+        };
+        let nodes = ids.into_iter().map(start).collect();
+        let mut trio = Trio { nodes, now, next_request: 0, outputs: Vec::new() };
+        let document = Arc::new(document(&ids));
+        for at in 0..ids.len() {
+            trio.input(at, Input::Document(Arc::clone(&document)));
+        }
+        trio.run();
+        trio
+    }
+
+    fn input(&mut self, at: usize, input: Input) {
+        self.nodes[at].0.handle(self.now, input);
+    }
+
+    /// Lets the nodes talk until they have nothing more to say. Returns the replies.
+    fn run(&mut self) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        loop {
+            for (at, (node, _)) in self.nodes.iter_mut().enumerate() {
+                while let Some(output) = node.poll_output() {
+                    self.outputs.push((at, output));
+                }
+            }
+            if self.outputs.is_empty() {
+                return replies;
+            }
+            for (at, output) in std::mem::take(&mut self.outputs) {
+                match output {
+                    Output::Reply { reply, .. } => replies.push(reply),
+                    Output::Send { to, envelope } => {
+                        let index = usize::try_from(to.0 - 1).expect("one of three");
+                        self.nodes[index].0.handle(self.now, Input::Peer(envelope));
+                    }
+                    Output::Commit(batch) => {
+                        let engine = &self.nodes[at].1;
+                        let sequence: Sequence = batch.sequence;
+                        engine.submit(batch);
+                        engine.commit_through(sequence);
+                        self.nodes[at].0.handle(self.now, Input::Committed(sequence));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Moves the clocks on, so that versions differ and timers are not piled up.
+    fn tick(&mut self) {
+        self.now.monotonic += Duration::from_micros(20);
+        self.now.wall = UnixMillis(1_800_000_000_000 + u64::try_from(self.now.monotonic.as_millis()).unwrap_or(0));
+    }
+
+    fn request(&mut self, request: Request) -> Reply {
+        self.tick();
+        self.next_request += 1;
+        let client = ClientTag(self.next_request);
+        self.input(0, Input::Client { client, request });
+        self.run().pop().expect("every request is replied to")
+    }
+
+    /// A put at quorum, handled by all three nodes to the end. Returns the context of what it wrote.
+    ///
+    /// # Panics
+    ///
+    /// If it is not acknowledged.
+    pub fn put(&mut self, key: &Bytes, value: &Bytes, context: Option<Bytes>) -> Option<Bytes> {
+        let request = RequestId(u128::from(self.next_request) + 1);
+        let options = WriteOptions { request, context, ..WriteOptions::default() };
+        let put = Put {
+            keyspace: KEYSPACE,
+            key: key.clone(),
+            value: value.clone(),
+            expires_unix_ms: None,
+            options,
+        };
+        match self.request(Request::Put(put)) {
+            Reply::Write(Ok(written)) => written.context,
+            reply => panic!("{reply:?}"),
+        }
+    }
+
+    /// A get at quorum, handled by the nodes that it asks. Returns the context.
+    ///
+    /// # Panics
+    ///
+    /// If it is not answered.
+    pub fn get(&mut self, key: &Bytes) -> Bytes {
+        let get = Get { keyspace: KEYSPACE, key: key.clone(), options: ReadOptions::default() };
+        match self.request(Request::Get(get)) {
+            Reply::Get(Ok(found)) => found.context,
+            reply => panic!("{reply:?}"),
+        }
+    }
+}
+
+impl Default for Trio {
+    fn default() -> Trio {
+        Trio::new()
+    }
+}
+
+/// A document of three nodes in one rack each.
+fn document(ids: &[NodeId]) -> ClusterDocument {
+    let member = |id: NodeId| Member {
+        store: StoreId(u64::from(id.0)),
+        address: format!("127.0.0.1:{}", 7400 + id.0),
+        datacenter: DatacenterId(0),
+        rack: RackId(u16::try_from(id.0 - 1).expect("one of three")),
+        weight: 100,
+    };
+    let members: BTreeMap<NodeId, Member> = ids.iter().map(|id| (*id, member(*id))).collect();
+    let keyspace = Keyspace::new("bench", 3, ConflictPolicy::Siblings, Durability::Disk);
+    let partitions = Partitions::new(64).expect("a power of two");
+    let racks = ["r1", "r2", "r3"];
+    ClusterDocument::founding(
+        ClusterId(1),
+        partitions,
+        vec![Datacenter::new("local", racks)],
+        members,
+        BTreeMap::from([(KEYSPACE, keyspace)]),
+    )
+    .expect("a valid document")
+}

@@ -1,0 +1,205 @@
+//! Everything that can be refused is refused here, before anything is minted: what stands after this is acknowledged
+//! or in doubt.
+
+use antientropy::version::{Context, CopyCount, Counter, RequestId, UnixMillis, Value};
+use bytes::Bytes;
+use client::{
+    Delete, KEY_BYTES_MAX, Level, Limit, Operation, Put, Refusal, Request, VALUE_BYTES_MAX, WriteOptions,
+};
+use ring::{ConflictPolicy, Durability, KeyspaceId, PartitionId};
+
+use super::tally::{Tally, Verdict, Vote};
+use crate::{
+    local::Local, placement::Owners, planted::PlantedBug, replica::Mint, storage::ObjectKey, storage::Store,
+};
+
+/// Where a request's object is, and under which rules.
+#[derive(Clone, Debug)]
+pub(crate) struct Located {
+    pub(crate) object: ObjectKey,
+    pub(crate) partition: PartitionId,
+    pub(crate) owners: Owners,
+    pub(crate) n: Option<u8>,
+    pub(crate) conflict: ConflictPolicy,
+    /// The keyspace's own durability.
+    pub(crate) durability: Durability,
+}
+
+/// A write that has only to be minted.
+#[derive(Clone, Debug)]
+pub(crate) struct WritePlan {
+    pub(crate) located: Located,
+    pub(crate) tally: Tally,
+    pub(crate) level: Level,
+    pub(crate) durability: Durability,
+    pub(crate) context: Context,
+    pub(crate) seen: Counter,
+    pub(crate) value: Option<Value>,
+    pub(crate) request: RequestId,
+}
+
+/// Finds a request's object and its replicas.
+///
+/// # Errors
+///
+/// What is wrong with the keyspace, the key or the n.
+pub(crate) fn locate<S: Store>(local: &Local<S>, request: &Request) -> Result<Located, Refusal> {
+    let (keyspace, key, n) = match request {
+        Request::Put(put) => (put.keyspace, &put.key, put.options.n),
+        Request::Delete(delete) => (delete.keyspace, &delete.key, delete.options.n),
+        Request::Get(get) => (get.keyspace, &get.key, get.options.n),
+    };
+    let document = local.document.as_ref().ok_or(Refusal::NotReady)?;
+    let rules = document.keyspaces.get(&keyspace).ok_or(Refusal::UnknownKeyspace)?;
+    if key.is_empty() {
+        return Err(Refusal::EmptyKey);
+    }
+    if key.len() > KEY_BYTES_MAX {
+        return Err(Refusal::TooLarge { size_bytes: key.len(), limit_bytes: KEY_BYTES_MAX });
+    }
+    if let Some(asked) = n {
+        let nodes = |datacenter: &ring::DatacenterId| {
+            let list = document.preference_list(*datacenter, PartitionId(0));
+            list.len().min(ring::REPLICAS_MAX)
+        };
+        let possible = rules.replication.keys().map(nodes).min().unwrap_or(0);
+        let possible = u8::try_from(possible).expect("at most seven copies in each datacenter");
+        if asked == 0 || asked > possible {
+            return Err(Refusal::BadCopies { asked, possible });
+        }
+    }
+    let object = ObjectKey::new(keyspace, key.clone());
+    let partition = object.partition(document.partitions);
+    let owners = Owners::of(document, keyspace, partition, n).ok_or(Refusal::UnknownKeyspace)?;
+    Ok(Located { object, partition, owners, n, conflict: rules.conflict, durability: rules.durability })
+}
+
+/// What a level requires of a request's replicas, if they can meet it.
+///
+/// # Errors
+///
+/// `Unsatisfiable` if no number of live replicas could; `Unavailable` if too few are up.
+pub(crate) fn tally<S: Store>(
+    local: &Local<S>,
+    operation: Operation,
+    level: Level,
+    owners: &Owners,
+) -> Result<Tally, Refusal> {
+    let document = local.document.as_ref().ok_or(Refusal::NotReady)?;
+    let member = document.members.get(&local.node).ok_or(Refusal::NotReady)?;
+    let required = level.required(operation, &owners.copies(), member.datacenter)?;
+    let tally = Tally::new(&required, owners);
+    let vote = |node| if local.is_up(node) { Vote::Yes } else { Vote::No };
+    match tally.verdict(vote) {
+        Verdict::Met => Ok(tally),
+        Verdict::Pending | Verdict::Impossible => {
+            let alive = tally.count(vote, Vote::Yes);
+            Err(Refusal::Unavailable { required: tally.required(), alive })
+        }
+    }
+}
+
+/// Plans a put.
+///
+/// # Errors
+///
+/// Whatever can be known to be wrong with it, or to stand in its way, before it is minted.
+pub(crate) fn plan_put<S: Store>(
+    local: &Local<S>,
+    located: Located,
+    put: &Put,
+) -> Result<WritePlan, Refusal> {
+    if put.value.len() > VALUE_BYTES_MAX {
+        return Err(Refusal::TooLarge { size_bytes: put.value.len(), limit_bytes: VALUE_BYTES_MAX });
+    }
+    let value = Value {
+        bytes: put.value.clone(),
+        expires: put.expires_unix_ms.map(UnixMillis),
+        request: RequestId(put.options.request.0),
+    };
+    plan(local, located, &put.options, Some(value))
+}
+
+/// Plans a delete.
+///
+/// # Errors
+///
+/// As for [`plan_put`].
+pub(crate) fn plan_delete<S: Store>(
+    local: &Local<S>,
+    located: Located,
+    delete: &Delete,
+) -> Result<WritePlan, Refusal> {
+    plan(local, located, &delete.options, None)
+}
+
+fn plan<S: Store>(
+    local: &Local<S>,
+    located: Located,
+    options: &WriteOptions,
+    value: Option<Value>,
+) -> Result<WritePlan, Refusal> {
+    let tally = tally(local, Operation::Write, options.level, &located.owners)?;
+    let context =
+        open_context(local, located.object.keyspace, &located.object.key, options.context.as_ref())?;
+    let seen = check_clocks(local, options.seen)?;
+    if local.replica.unsynced_bytes() > local.settings.unsynced_bytes_max {
+        return Err(Refusal::Overloaded(Limit::Unsynced));
+    }
+    Ok(WritePlan {
+        tally,
+        level: options.level,
+        durability: options.durability.unwrap_or(located.durability),
+        context,
+        seen,
+        value,
+        request: RequestId(options.request.0),
+        located,
+    })
+}
+
+/// The context that a client sent back.
+fn open_context<S: Store>(
+    local: &Local<S>,
+    keyspace: KeyspaceId,
+    key: &[u8],
+    sealed: Option<&Bytes>,
+) -> Result<Context, Refusal> {
+    let Some(sealed) = sealed else { return Ok(Context::new()) };
+    let opened = if local.planted == Some(PlantedBug::ForeignContextAccepted) {
+        antientropy::version::ContextKey::open_unchecked(sealed)
+    } else {
+        local.settings.context_key.open(keyspace, key, sealed)
+    };
+    opened.map_err(|_| Refusal::BadContext)
+}
+
+/// A node whose clock is far from its peers' does not date writes, and no client's claim of what it has seen makes
+/// it date them far ahead.
+fn check_clocks<S: Store>(local: &Local<S>, seen: Option<u64>) -> Result<Counter, Refusal> {
+    let max_ms = i64::try_from(local.settings.clock_drift_max.as_millis()).unwrap_or(i64::MAX);
+    if let Some(drift_ms) = local.peers.drift_ms()
+        && drift_ms.saturating_abs() > max_ms
+    {
+        return Err(Refusal::ClockDrift { drift_ms });
+    }
+    let seen = Counter(seen.unwrap_or(0));
+    let ahead_ms = seen.millis().0.cast_signed() - local.now.wall.0.cast_signed();
+    if ahead_ms > max_ms {
+        return Err(Refusal::ClockDrift { drift_ms: -ahead_ms });
+    }
+    Ok(seen)
+}
+
+impl WritePlan {
+    /// What the replica has to mint.
+    pub(crate) fn mint(&self) -> Mint {
+        Mint {
+            conflict: self.located.conflict,
+            context: self.context.clone(),
+            seen: self.seen,
+            value: self.value.clone(),
+            copies: self.located.n.map_or(CopyCount::DEFAULT, CopyCount::explicit),
+        }
+    }
+}

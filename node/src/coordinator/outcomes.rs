@@ -1,0 +1,82 @@
+//! How writes ended, by their request ids, so that a retry finds its write instead of making another.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use antientropy::version::{Dot, RequestId};
+use client::WriteReply;
+
+use crate::{settings::Settings, storage::ObjectKey};
+
+/// The outcomes that are remembered, bounded in number and age.
+pub(crate) struct Outcomes {
+    by_request: BTreeMap<RequestId, Outcome>,
+    /// In the order of their arrival. An id that was remembered twice stands here twice and goes with the first.
+    by_age: VecDeque<(Duration, RequestId)>,
+}
+
+/// One write.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    /// Of which object.
+    pub(crate) object: ObjectKey,
+    /// The version it was given.
+    pub(crate) dot: Dot,
+    /// How far it has come.
+    pub(crate) state: OutcomeState,
+}
+
+/// How far a write has come.
+#[derive(Clone, Debug)]
+pub(crate) enum OutcomeState {
+    /// This operation is at it.
+    UnderWay(u64),
+    /// It was acknowledged with this reply.
+    Acknowledged(WriteReply),
+    /// It was minted, and not acknowledged in time.
+    InDoubt,
+}
+
+impl Outcomes {
+    /// None.
+    pub(crate) fn new() -> Outcomes {
+        Outcomes { by_request: BTreeMap::new(), by_age: VecDeque::new() }
+    }
+
+    /// How the write with this id ended, if it is remembered.
+    pub(crate) fn find(&self, request: RequestId) -> Option<&Outcome> {
+        self.by_request.get(&request)
+    }
+
+    /// Remembers a write. An id of zero names none.
+    pub(crate) fn remember(
+        &mut self,
+        now: Duration,
+        request: RequestId,
+        outcome: Outcome,
+        settings: &Settings,
+    ) {
+        if request == RequestId::NONE {
+            return;
+        }
+        while let Some((since, oldest)) = self.by_age.front().copied() {
+            let is_old = now > since + settings.outcome_age_max;
+            if !is_old && self.by_age.len() < settings.outcomes_max {
+                break;
+            }
+            self.by_age.pop_front();
+            self.by_request.remove(&oldest);
+        }
+        self.by_request.insert(request, outcome);
+        self.by_age.push_back((now, request));
+    }
+
+    /// The write with this id has come further.
+    pub(crate) fn update(&mut self, request: RequestId, state: OutcomeState) {
+        if let Some(outcome) = self.by_request.get_mut(&request) {
+            outcome.state = state;
+        }
+    }
+}

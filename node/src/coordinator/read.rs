@@ -1,0 +1,570 @@
+//! Coordinating a get.
+//!
+//! The coordinator asks as many replicas as the level requires, those that answered fastest of late: one for the
+//! record and the others for its digest. One that is silent for a while is replaced by the next, within the first n.
+//! Where digests differ it fetches, joins, answers and repairs. A *blocking* read answers only when enough replicas
+//! are known to hold durably what it says, so that no later read of the same kind goes back.
+
+use std::time::Duration;
+
+use antientropy::version::{Context, Dot, Record, VersionDigest};
+use client::{
+    Freshness, GetError, GetReply, Level, Operation, ReadRepair, Refusal, Reply, ReturnedValue, Version,
+};
+use ring::{Durability, NodeId};
+
+use super::{
+    Requester, Step,
+    admit::{Located, WritePlan},
+    spread::Spread,
+    tally::{Tally, Verdict, Vote},
+};
+use crate::{
+    local::{Event, Local, Waiting},
+    message::{MergePath, Message, ReadAnswer, ReadKind, ReadPurpose, Tag},
+    placement::Owners,
+    planted::PlantedBug,
+    storage::Store,
+};
+
+/// A get under way, or the read of a delete that came without a context.
+#[derive(Debug)]
+pub(crate) struct ReadOperation {
+    operation: u64,
+    /// Counts the times that the operation began anew: answers to an earlier attempt are not listened to.
+    question: u32,
+    purpose: Purpose,
+    located: Located,
+    level: Level,
+    tally: Tally,
+    repair: ReadRepair,
+    asked: Vec<Asked>,
+    phase: Phase,
+    deadline: Duration,
+    timer: Duration,
+}
+
+/// What the read is for.
+#[derive(Debug)]
+enum Purpose {
+    /// A client waits for it.
+    Get(Requester),
+    /// A delete waits to know what it deletes.
+    Delete(Requester, Box<WritePlan>),
+    /// The answer is given.
+    Answered,
+}
+
+/// How far it is.
+#[derive(Debug)]
+enum Phase {
+    /// Waiting for answers.
+    Gathering,
+    /// Waiting for enough replicas to hold the result.
+    Holding { result: Record, freshness: Freshness, holders: Tally, holding: Vec<NodeId>, spread: Spread },
+    /// Answered; stale replicas are being mended.
+    Repairing { spread: Spread },
+}
+
+/// One replica that was asked.
+#[derive(Clone, Debug)]
+struct Asked {
+    node: NodeId,
+    kind: ReadKind,
+    at: Duration,
+    /// It was silent for too long and another was asked instead. It may answer yet.
+    is_replaced: bool,
+    answer: Option<Answer>,
+}
+
+/// What it said.
+#[derive(Clone, Debug)]
+enum Answer {
+    Digest(VersionDigest),
+    Data(Option<Record>, VersionDigest),
+    /// Nothing that counts.
+    Void,
+}
+
+/// How a read ended for whoever drives it.
+pub(crate) enum Ended {
+    /// Nothing more is to be done.
+    Step(Step),
+    /// A delete's read is complete: this context covers what it saw.
+    Delete { requester: Requester, plan: Box<WritePlan>, deadline: Duration },
+}
+
+impl ReadOperation {
+    /// Begins a client's get.
+    pub(crate) fn get<S: Store>(
+        local: &mut Local<S>,
+        requester: Requester,
+        located: Located,
+        tally: Tally,
+        options: &client::ReadOptions,
+        deadline: Duration,
+    ) -> ReadOperation {
+        let n = located.owners.copies().total();
+        let is_majority = 2 * tally.required() > n;
+        let by_default = if is_majority { ReadRepair::Blocking } else { ReadRepair::Background };
+        let repair = options.read_repair.unwrap_or(by_default);
+        let purpose = Purpose::Get(requester);
+        ReadOperation::begin(local, purpose, located, options.level, tally, repair, deadline)
+    }
+
+    /// Begins the read of a delete that came without a context.
+    pub(crate) fn before_delete<S: Store>(
+        local: &mut Local<S>,
+        requester: Requester,
+        plan: WritePlan,
+        deadline: Duration,
+    ) -> ReadOperation {
+        let (located, tally) = (plan.located.clone(), plan.tally.clone());
+        let level = if plan.level == Level::Any { Level::One } else { plan.level };
+        let purpose = Purpose::Delete(requester, Box::new(plan));
+        ReadOperation::begin(local, purpose, located, level, tally, ReadRepair::Off, deadline)
+    }
+
+    fn begin<S: Store>(
+        local: &mut Local<S>,
+        purpose: Purpose,
+        located: Located,
+        level: Level,
+        tally: Tally,
+        repair: ReadRepair,
+        deadline: Duration,
+    ) -> ReadOperation {
+        let operation = local.new_operation();
+        let timer = deadline.min(local.now.monotonic + local.settings.read_retry_after);
+        local.timers.insert((timer, operation));
+        let mut read = ReadOperation {
+            operation,
+            question: 0,
+            purpose,
+            located,
+            level,
+            tally,
+            repair,
+            asked: Vec::with_capacity(3),
+            phase: Phase::Gathering,
+            deadline,
+            timer,
+        };
+        read.ask_more(local);
+        read
+    }
+
+    /// Its number.
+    pub(crate) fn operation(&self) -> u64 {
+        self.operation
+    }
+
+    /// Something happened.
+    pub(crate) fn on_event<S: Store>(&mut self, local: &mut Local<S>, question: u32, event: Event) -> Ended {
+        if question != self.question {
+            return Ended::Step(Step::Continue);
+        }
+        match (&mut self.phase, event) {
+            (Phase::Gathering, Event::Answered { from, answer }) => {
+                self.note(from, answer);
+                self.evaluate(local)
+            }
+            (
+                Phase::Holding { spread, .. } | Phase::Repairing { spread },
+                Event::Merged { from, store, outcome },
+            ) => {
+                spread.merged(local, from, store, outcome);
+                self.evaluate(local)
+            }
+            _ => Ended::Step(Step::Continue),
+        }
+    }
+
+    /// The document has changed: what was heard was heard under another, so the read begins anew.
+    pub(crate) fn on_document<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
+        if let Phase::Repairing { .. } = self.phase {
+            return self.finish(local);
+        }
+        let document = local.document.clone().expect("it has just changed");
+        let Located { object, partition, n, .. } = &self.located;
+        let owners = Owners::of(&document, object.keyspace, *partition, *n);
+        let tally =
+            owners.as_ref().map(|owners| super::admit::tally(local, Operation::Read, self.level, owners));
+        match (owners, tally) {
+            (Some(owners), Some(Ok(tally))) => {
+                self.located.owners = owners;
+                self.tally = tally;
+                self.question += 1;
+                self.asked.clear();
+                self.phase = Phase::Gathering;
+                self.ask_more(local);
+                self.evaluate(local)
+            }
+            (_, Some(Err(refusal))) => self.fail(local, GetError::Refused(refusal)),
+            (_, None) => self.fail(local, GetError::Refused(Refusal::UnknownKeyspace)),
+            (None, Some(_)) => unreachable!("without owners there is no tally"),
+        }
+    }
+
+    /// A replica has been silent for too long, or the time is up.
+    pub(crate) fn on_timer<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
+        if local.now.monotonic >= self.deadline {
+            let (required, answered) = (self.tally.required(), self.answered());
+            return match &self.phase {
+                Phase::Repairing { .. } => self.finish(local),
+                Phase::Gathering | Phase::Holding { .. } => {
+                    self.fail(local, GetError::TimedOut { required, answered })
+                }
+            };
+        }
+        if let Phase::Gathering = self.phase {
+            let late = local.now.monotonic.saturating_sub(local.settings.read_retry_after);
+            for asked in &mut self.asked {
+                if asked.answer.is_none() && !asked.is_replaced && asked.at <= late {
+                    asked.is_replaced = true;
+                    local.counters.replicas_replaced += 1;
+                }
+            }
+            self.ask_more(local);
+        }
+        self.set_timer(local, local.now.monotonic + local.settings.read_retry_after);
+        self.evaluate(local)
+    }
+
+    fn set_timer<S: Store>(&mut self, local: &mut Local<S>, at: Duration) {
+        local.timers.remove(&(self.timer, self.operation));
+        self.timer = at.min(self.deadline);
+        local.timers.insert((self.timer, self.operation));
+    }
+
+    /// Asks as many more replicas as the level requires beside those that answered or may yet in time.
+    fn ask_more<S: Store>(&mut self, local: &mut Local<S>) {
+        for group in self.tally.groups().to_vec() {
+            let hopeful = |asked: &&Asked| {
+                group.members.contains(&asked.node)
+                    && match asked.answer {
+                        None => !asked.is_replaced && local.is_up(asked.node),
+                        Some(Answer::Digest(_) | Answer::Data(..)) => true,
+                        Some(Answer::Void) => false,
+                    }
+            };
+            let short = usize::from(group.required).saturating_sub(self.asked.iter().filter(hopeful).count());
+            for node in self.candidates(local, &group.members).into_iter().take(short) {
+                let wants_data = !self.asked.iter().any(|asked| {
+                    matches!(asked.answer, Some(Answer::Data(..)))
+                        || (asked.kind == ReadKind::Data && asked.answer.is_none() && !asked.is_replaced)
+                });
+                let kind = if wants_data { ReadKind::Data } else { ReadKind::Digest };
+                let at = local.now.monotonic;
+                self.asked.push(Asked { node, kind, at, is_replaced: false, answer: None });
+                self.ask(local, node, kind);
+            }
+        }
+    }
+
+    /// Those of a group that are up and were not asked, this node first and then the quickest of late.
+    fn candidates<S: Store>(&self, local: &Local<S>, members: &[NodeId]) -> Vec<NodeId> {
+        let fresh =
+            |node: &&NodeId| local.is_up(**node) && !self.asked.iter().any(|asked| asked.node == **node);
+        let mut candidates: Vec<NodeId> = members.iter().filter(fresh).copied().collect();
+        candidates.sort_by_key(|node| (*node != local.node, local.peers.latency(*node)));
+        candidates
+    }
+
+    fn ask<S: Store>(&self, local: &mut Local<S>, node: NodeId, kind: ReadKind) {
+        let tag = Tag { operation: self.operation, question: self.question };
+        let durable = self.repair == ReadRepair::Blocking;
+        let purpose = ReadPurpose::Count { n: self.located.n, durable };
+        let object = self.located.object.clone();
+        if node == local.node {
+            let (answer, after) = local.read(&object, kind, purpose);
+            let committed = Event::Answered { from: node, answer };
+            let refused = Event::Answered { from: node, answer: ReadAnswer::Filling };
+            local.when_synced(after, Waiting::Event { tag, committed, refused });
+        } else {
+            local.send(node, Message::Read { tag, object, kind, purpose });
+        }
+    }
+
+    fn note(&mut self, from: NodeId, answer: ReadAnswer) {
+        let Some(asked) = self.asked.iter_mut().find(|asked| asked.node == from) else { return };
+        match answer {
+            // A digest that comes again after the record was fetched says nothing new.
+            ReadAnswer::Digest(digest) if asked.kind == ReadKind::Digest => {
+                asked.answer = Some(Answer::Digest(digest));
+            }
+            ReadAnswer::Digest(_) => {}
+            ReadAnswer::Data(record) => {
+                let digest = record.as_ref().map_or(VersionDigest::ABSENT, Record::digest);
+                asked.answer = Some(Answer::Data(record, digest));
+            }
+            ReadAnswer::Filling | ReadAnswer::NotOwner => asked.answer = Some(Answer::Void),
+            // Ours is the older document: the read begins anew when its successor is here.
+            ReadAnswer::StaleEpoch => {}
+        }
+    }
+
+    fn vote<S: Store>(&self, local: &Local<S>, node: NodeId) -> Vote {
+        match self.asked.iter().find(|asked| asked.node == node).map(|asked| &asked.answer) {
+            Some(Some(Answer::Digest(_) | Answer::Data(..))) => Vote::Yes,
+            Some(Some(Answer::Void)) => Vote::No,
+            Some(None) | None if local.is_up(node) => Vote::Pending,
+            Some(None) | None => Vote::No,
+        }
+    }
+
+    fn evaluate<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
+        match &self.phase {
+            Phase::Gathering => match self.tally.verdict(|node| self.vote(local, node)) {
+                Verdict::Met => self.settle(local),
+                Verdict::Pending => {
+                    self.ask_more(local);
+                    Ended::Step(Step::Continue)
+                }
+                Verdict::Impossible => {
+                    let alive = self.tally.count(|node| self.vote(local, node), Vote::Yes);
+                    let required = self.tally.required();
+                    self.fail(local, GetError::Refused(Refusal::Unavailable { required, alive }))
+                }
+            },
+            Phase::Holding { .. } => self.evaluate_holders(local),
+            Phase::Repairing { spread } if spread.is_over() => self.finish(local),
+            Phase::Repairing { .. } => Ended::Step(Step::Continue),
+        }
+    }
+
+    /// Enough have answered: fetches the records whose digests nobody explained yet, or joins what there is.
+    fn settle<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
+        let explained = |digest: &VersionDigest, asked: &[Asked]| {
+            asked.iter().any(|other| matches!(&other.answer, Some(Answer::Data(_, known)) if known == digest))
+        };
+        let mut is_fetching = false;
+        let mut fetched: Vec<VersionDigest> = Vec::new();
+        for at in 0..self.asked.len() {
+            let Some(Answer::Digest(digest)) = self.asked[at].answer else { continue };
+            if explained(&digest, &self.asked) {
+                continue;
+            }
+            is_fetching = true;
+            if !fetched.contains(&digest) {
+                fetched.push(digest);
+                let node = self.asked[at].node;
+                self.asked[at] = Asked {
+                    node,
+                    kind: ReadKind::Data,
+                    at: local.now.monotonic,
+                    is_replaced: false,
+                    answer: None,
+                };
+                self.ask(local, node, ReadKind::Data);
+            }
+        }
+        if is_fetching {
+            return Ended::Step(Step::Continue);
+        }
+        let mut result: Option<Record> = None;
+        for asked in &self.asked {
+            if let Some(Answer::Data(Some(record), _)) = &asked.answer {
+                match &mut result {
+                    None => result = Some(record.clone()),
+                    Some(result) => {
+                        result.merge(record);
+                    }
+                }
+            }
+        }
+        self.conclude(local, result)
+    }
+
+    /// The result is known: who holds it, who is stale, and whether it may be told already.
+    fn conclude<S: Store>(&mut self, local: &mut Local<S>, result: Option<Record>) -> Ended {
+        let digest = result.as_ref().map_or(VersionDigest::ABSENT, Record::digest);
+        let (mut holding, mut stale) = (Vec::new(), Vec::new());
+        for asked in &self.asked {
+            match &asked.answer {
+                Some(Answer::Digest(held) | Answer::Data(_, held)) if *held == digest => {
+                    holding.push(asked.node)
+                }
+                Some(Answer::Digest(_) | Answer::Data(..)) => stale.push(asked.node),
+                Some(Answer::Void) | None => {}
+            }
+        }
+        let count = |nodes: usize| u8::try_from(nodes).expect("at most seven copies in each datacenter");
+        local.counters.reads_diverged += u64::from(!stale.is_empty());
+        let repaired = if self.repair == ReadRepair::Off { 0 } else { count(stale.len()) };
+        let freshness = Freshness {
+            asked: count(self.asked.len()),
+            answered: self.answered(),
+            agreed: stale.is_empty(),
+            repaired,
+        };
+        let Some(result) = result else {
+            return self.answer(local, None, freshness);
+        };
+        let is_blocking = self.repair == ReadRepair::Blocking
+            && local.planted != Some(PlantedBug::BlockingReadWithoutWriteBack);
+        if is_blocking {
+            let keyspace = self.keyspace_copies(local);
+            let holders = self.tally.holders(&keyspace);
+            let members: Vec<NodeId> =
+                holders.groups().iter().flat_map(|group| group.members.iter().copied()).collect();
+            let vote = |node: NodeId| if holding.contains(&node) { Vote::Yes } else { Vote::No };
+            if holders.verdict(vote) != Verdict::Met {
+                let lacking = members.into_iter().filter(|node| !holding.contains(node)).collect::<Vec<_>>();
+                let spread = self.spread(local, &result, &lacking);
+                self.phase = Phase::Holding { result, freshness, holders, holding, spread };
+                return self.evaluate_holders(local);
+            }
+        }
+        let ended = self.answer(local, Some(&result), freshness);
+        if self.repair == ReadRepair::Off || stale.is_empty() {
+            return ended;
+        }
+        let spread = self.spread(local, &result, &stale);
+        self.go_on_repairing(local, ended, spread)
+    }
+
+    fn spread<S: Store>(&self, local: &mut Local<S>, result: &Record, nodes: &[NodeId]) -> Spread {
+        let tag = Tag { operation: self.operation, question: self.question };
+        let owners: Vec<_> =
+            self.located.owners.iter().filter(|owner| nodes.contains(&owner.node)).copied().collect();
+        Spread::start(
+            local,
+            tag,
+            self.located.object.clone(),
+            result.clone(),
+            Durability::Disk,
+            MergePath::ReadRepair,
+            owners.into_iter(),
+        )
+    }
+
+    fn evaluate_holders<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
+        let Phase::Holding { holders, holding, spread, .. } = &self.phase else {
+            return Ended::Step(Step::Continue);
+        };
+        let document = local.document.clone().expect("a read has begun under a document");
+        let vote = |node: NodeId| {
+            if holding.contains(&node) {
+                Vote::Yes
+            } else {
+                spread.vote(&document, &self.located.owners, node)
+            }
+        };
+        match holders.verdict(vote) {
+            Verdict::Pending => Ended::Step(Step::Continue),
+            Verdict::Impossible => {
+                let (required, alive) = (holders.required(), holders.count(vote, Vote::Yes));
+                spread.leave_hints(local);
+                self.fail(local, GetError::Refused(Refusal::Unavailable { required, alive }))
+            }
+            Verdict::Met => {
+                let before = std::mem::replace(&mut self.phase, Phase::Gathering);
+                let Phase::Holding { result, freshness, spread, .. } = before else {
+                    unreachable!("it was holding a moment ago")
+                };
+                let ended = self.answer(local, Some(&result), freshness);
+                self.go_on_repairing(local, ended, spread)
+            }
+        }
+    }
+
+    /// The answer is given, and the merges that are under way are waited for.
+    fn go_on_repairing<S: Store>(&mut self, local: &mut Local<S>, ended: Ended, spread: Spread) -> Ended {
+        match ended {
+            Ended::Step(Step::Done) => {
+                self.phase = Phase::Repairing { spread };
+                self.set_timer(local, self.deadline);
+                self.evaluate(local)
+            }
+            Ended::Step(Step::Continue) | Ended::Delete { .. } => ended,
+        }
+    }
+
+    fn answer<S: Store>(
+        &mut self,
+        local: &mut Local<S>,
+        result: Option<&Record>,
+        freshness: Freshness,
+    ) -> Ended {
+        local.timers.remove(&(self.timer, self.operation));
+        match std::mem::replace(&mut self.purpose, Purpose::Answered) {
+            Purpose::Get(requester) => {
+                let reply = self.reply(local, result, freshness);
+                requester.reply(local, Reply::Get(Ok(reply)));
+                Ended::Step(Step::Done)
+            }
+            Purpose::Delete(requester, mut plan) => {
+                plan.context = match result {
+                    Some(result) if !result.live(local.now.wall).is_empty() => result.context(),
+                    Some(_) | None => Context::new(),
+                };
+                Ended::Delete { requester, plan, deadline: self.deadline }
+            }
+            Purpose::Answered => Ended::Step(Step::Done),
+        }
+    }
+
+    fn reply<S: Store>(
+        &self,
+        local: &mut Local<S>,
+        result: Option<&Record>,
+        freshness: Freshness,
+    ) -> GetReply {
+        let now = local.replica.clock().peek(local.now.wall).millis();
+        let values = result.map(|record| record.live(now)).unwrap_or_default();
+        let returned = |(dot, value): (Dot, &antientropy::version::Value)| ReturnedValue {
+            bytes: value.bytes.clone(),
+            version: Version { counter: dot.counter.0, actor: dot.actor.0 },
+            expires_unix_ms: value.expires.map(|expires| expires.0),
+        };
+        let context = result.map(Record::context).unwrap_or_default();
+        let object = &self.located.object;
+        GetReply {
+            values: values.into_iter().map(returned).collect(),
+            context: local.settings.context_key.seal(object.keyspace, &object.key, &context),
+            freshness,
+            coordinator: local.node,
+        }
+    }
+
+    fn fail<S: Store>(&mut self, local: &mut Local<S>, error: GetError) -> Ended {
+        match std::mem::replace(&mut self.purpose, Purpose::Answered) {
+            Purpose::Get(requester) => requester.reply(local, Reply::Get(Err(error))),
+            Purpose::Delete(requester, _) => {
+                // Nothing was minted: whatever stopped the read, the delete has not happened and never will.
+                let refusal = match error {
+                    GetError::Refused(refusal) => refusal,
+                    GetError::TimedOut { required, answered } => {
+                        Refusal::Unavailable { required, alive: answered }
+                    }
+                };
+                requester.reply(local, Reply::Write(Err(refusal.into())));
+            }
+            Purpose::Answered => {}
+        }
+        self.finish(local)
+    }
+
+    fn finish<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
+        if let Phase::Repairing { spread } | Phase::Holding { spread, .. } = &self.phase {
+            spread.leave_hints(local);
+        }
+        local.timers.remove(&(self.timer, self.operation));
+        Ended::Step(Step::Done)
+    }
+
+    /// How many replicas gave an answer that counts.
+    fn answered(&self) -> u8 {
+        let counts = |asked: &&Asked| matches!(asked.answer, Some(Answer::Digest(_) | Answer::Data(..)));
+        let count = self.asked.iter().filter(counts).count();
+        u8::try_from(count).expect("at most seven copies in each datacenter")
+    }
+
+    /// The copies that the keyspace itself asks for.
+    fn keyspace_copies<S: Store>(&self, local: &Local<S>) -> client::Copies {
+        let Located { object, partition, owners, .. } = &self.located;
+        let document = local.document.as_ref().expect("a read has begun under a document");
+        Owners::of(document, object.keyspace, *partition, None).as_ref().unwrap_or(owners).copies()
+    }
+}

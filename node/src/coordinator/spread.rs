@@ -1,0 +1,192 @@
+//! Bringing one record to the replicas that should have it: what a write, a read repair and a write-back share.
+
+use antientropy::version::Record;
+use ring::{ClusterDocument, Durability, Epoch, NodeId, StoreId};
+
+use super::tally::Vote;
+use crate::{
+    local::{Event, Local},
+    message::{MergeOutcome, MergePath, MergeRefusal, Message, Tag},
+    placement::{OwnerAt, Owners},
+    storage::{ObjectKey, Store},
+};
+
+/// A record on its way to its replicas.
+#[derive(Debug)]
+pub(crate) struct Spread {
+    tag: Tag,
+    object: ObjectKey,
+    record: Record,
+    durability: Durability,
+    path: MergePath,
+    targets: Vec<Target>,
+}
+
+/// One replica.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    node: NodeId,
+    state: TargetState,
+}
+
+/// How far it is with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TargetState {
+    /// It was down when it would have been sent to.
+    Down,
+    /// Sent, and no answer yet.
+    Sent,
+    /// Acknowledged by this store, for this gain.
+    Acknowledged { store: StoreId, gained: Epoch },
+    /// It did not take it.
+    Refused,
+}
+
+impl Spread {
+    /// Sends `record` to those of `owners` that are up. This node's own replica holds it already and acknowledges
+    /// like any other.
+    pub(crate) fn start<S: Store>(
+        local: &mut Local<S>,
+        tag: Tag,
+        object: ObjectKey,
+        record: Record,
+        durability: Durability,
+        path: MergePath,
+        owners: impl Iterator<Item = OwnerAt>,
+    ) -> Spread {
+        let mut spread = Spread { tag, object, record, durability, path, targets: Vec::with_capacity(7) };
+        for owner in owners {
+            let state = spread.send(local, owner.node);
+            spread.targets.push(Target { node: owner.node, state });
+        }
+        spread
+    }
+
+    fn send<S: Store>(&self, local: &mut Local<S>, node: NodeId) -> TargetState {
+        if node == local.node {
+            return self.acknowledge_locally(local);
+        }
+        if !local.is_up(node) {
+            return TargetState::Down;
+        }
+        let message = Message::Merge {
+            tag: self.tag,
+            object: self.object.clone(),
+            record: self.record.clone(),
+            durability: self.durability,
+            path: self.path,
+        };
+        local.send(node, message);
+        TargetState::Sent
+    }
+
+    /// This node's own replica takes the record like any other, and acknowledges when it may.
+    fn acknowledge_locally<S: Store>(&self, local: &mut Local<S>) -> TargetState {
+        match local.merge(&self.object, &self.record, self.durability, self.path) {
+            Err(_) => TargetState::Refused,
+            Ok(acknowledgement) => {
+                let (from, store) = (local.node, local.store_id());
+                let event = |outcome| Event::Merged { from, store, outcome };
+                let committed = event(MergeOutcome::Applied { gained: acknowledgement.gained });
+                let refused = event(MergeOutcome::Refused(MergeRefusal::StorageFailed));
+                let waiting = crate::local::Waiting::Event { tag: self.tag, committed, refused };
+                local.when_synced(acknowledgement.after, waiting);
+                TargetState::Sent
+            }
+        }
+    }
+
+    /// A replica said how it ended.
+    pub(crate) fn merged<S: Store>(
+        &mut self,
+        local: &Local<S>,
+        from: NodeId,
+        store: StoreId,
+        outcome: MergeOutcome,
+    ) {
+        let Some(target) = self.targets.iter_mut().find(|target| target.node == from) else { return };
+        match outcome {
+            MergeOutcome::Applied { gained } => {
+                target.state = TargetState::Acknowledged { store, gained };
+            }
+            // Ours is the older document: its successor is on its way, and the record is sent again under it.
+            MergeOutcome::Refused(MergeRefusal::StaleEpoch) => {}
+            MergeOutcome::Refused(
+                MergeRefusal::NotOwner | MergeRefusal::Overloaded | MergeRefusal::StorageFailed,
+            ) => {
+                if !matches!(target.state, TargetState::Acknowledged { .. }) {
+                    target.state = TargetState::Refused;
+                }
+            }
+        }
+        debug_assert!(local.document.is_some(), "nothing is spread without a document");
+    }
+
+    /// The document has changed: what a former store or a former owner acknowledged is worth nothing, and who has
+    /// not acknowledged is sent to again.
+    pub(crate) fn document_changed<S: Store>(&mut self, local: &mut Local<S>, owners: &Owners) {
+        let before = std::mem::take(&mut self.targets);
+        for owner in owners.iter() {
+            let known = before.iter().find(|target| target.node == owner.node).map(|target| target.state);
+            let recorded = local.recorded_store(owner.node);
+            let state = match known {
+                Some(TargetState::Acknowledged { store, gained })
+                    if recorded == Some(store) && gained == owner.gained =>
+                {
+                    TargetState::Acknowledged { store, gained }
+                }
+                Some(_) | None => self.send(local, owner.node),
+            };
+            self.targets.push(Target { node: owner.node, state });
+        }
+    }
+
+    /// Whether `node` counts as holding the record: only its recorded store, for its recorded gain.
+    pub(crate) fn vote(&self, document: &ClusterDocument, owners: &Owners, node: NodeId) -> Vote {
+        let Some(target) = self.targets.iter().find(|target| target.node == node) else { return Vote::No };
+        match target.state {
+            TargetState::Sent => Vote::Pending,
+            TargetState::Down | TargetState::Refused => Vote::No,
+            TargetState::Acknowledged { store, gained } => {
+                let recorded = document.members.get(&node).map(|member| member.store);
+                let owner = owners.iter().find(|owner| owner.node == node);
+                if recorded == Some(store) && owner.is_some_and(|owner| owner.gained == gained) {
+                    Vote::Yes
+                } else {
+                    Vote::No
+                }
+            }
+        }
+    }
+
+    /// Whether a replica was sent to, or tried, and did not take it: what a planted bug counts.
+    pub(crate) fn failed(&self, node: NodeId) -> bool {
+        let failed = |target: &Target| matches!(target.state, TargetState::Refused | TargetState::Down);
+        self.targets.iter().any(|target| target.node == node && failed(target))
+    }
+
+    /// Whether nobody is left to answer.
+    pub(crate) fn is_over(&self) -> bool {
+        !self.targets.iter().any(|target| target.state == TargetState::Sent)
+    }
+
+    /// Leaves a hint for each replica that has not acknowledged.
+    pub(crate) fn leave_hints<S: Store>(&self, local: &mut Local<S>) {
+        for target in &self.targets {
+            let has_it = matches!(target.state, TargetState::Acknowledged { .. });
+            if !has_it && target.node != local.node {
+                local.hints_left.push((target.node, self.object.clone()));
+            }
+        }
+    }
+
+    /// The object.
+    pub(crate) fn object(&self) -> &ObjectKey {
+        &self.object
+    }
+
+    /// The record.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+}

@@ -1,0 +1,263 @@
+//! Coordinating a put or a delete.
+//!
+//! The coordinator, itself a replica, mints the version and stores it with this turn's batch, and sends the resulting
+//! record to the other replicas at once. Its own acknowledgement counts when its own disk has synced, like anyone's.
+//! At W it answers. It lives on until all have acknowledged or the time is up, and leaves a hint for each that has
+//! not.
+
+use std::time::Duration;
+
+use antientropy::version::{Dot, Record};
+use client::{DoubtCause, Level, Refusal, Reply, Version, WriteError, WriteReply};
+
+use super::{
+    Requester, Step,
+    admit::{Located, WritePlan},
+    outcomes::{Outcome, OutcomeState, Outcomes},
+    spread::Spread,
+    tally::{Tally, Verdict, Vote},
+};
+use crate::{
+    local::{Event, Local},
+    message::{MergePath, Tag},
+    placement::Owners,
+    planted::PlantedBug,
+    storage::Store,
+};
+
+/// A put or a delete under way.
+#[derive(Debug)]
+pub(crate) struct WriteOperation {
+    operation: u64,
+    requesters: Vec<Requester>,
+    plan: WritePlan,
+    dot: Dot,
+    /// All that are to keep a copy; the first n of them count.
+    keepers: Owners,
+    spread: Spread,
+    deadline: Duration,
+    is_answered: bool,
+}
+
+impl WriteOperation {
+    /// Mints the version and sends it out.
+    ///
+    /// # Errors
+    ///
+    /// The limits on the object. Nothing was minted then.
+    pub(crate) fn mint<S: Store>(
+        local: &mut Local<S>,
+        outcomes: &mut Outcomes,
+        requester: Requester,
+        plan: WritePlan,
+        deadline: Duration,
+    ) -> Result<WriteOperation, Refusal> {
+        let Located { object, partition, .. } = &plan.located;
+        let held = local.held(object, *partition).unwrap_or(None);
+        let (dot, record) = local.replica.mint(
+            local.now,
+            object,
+            *partition,
+            held,
+            plan.mint(),
+            &local.settings,
+            &mut local.rng,
+        )?;
+        Ok(WriteOperation::spread(local, outcomes, requester, plan, deadline, dot, record))
+    }
+
+    /// Brings what a write with this version has become to the level that a retry of it asks for. Gives the plan
+    /// back if this node does not hold it any more.
+    pub(crate) fn resume<S: Store>(
+        local: &mut Local<S>,
+        outcomes: &mut Outcomes,
+        requester: Requester,
+        plan: WritePlan,
+        deadline: Duration,
+        dot: Dot,
+    ) -> Result<WriteOperation, WritePlan> {
+        let Located { object, partition, .. } = &plan.located;
+        match local.held(object, *partition) {
+            Ok(Some(record)) if record.covers(dot) => {
+                Ok(WriteOperation::spread(local, outcomes, requester, plan, deadline, dot, record))
+            }
+            Ok(_) | Err(_) => Err(plan),
+        }
+    }
+
+    fn spread<S: Store>(
+        local: &mut Local<S>,
+        outcomes: &mut Outcomes,
+        requester: Requester,
+        mut plan: WritePlan,
+        deadline: Duration,
+        dot: Dot,
+        record: Record,
+    ) -> WriteOperation {
+        let operation = local.new_operation();
+        let object = plan.located.object.clone();
+        let keepers = keepers(local, &plan.located, &record);
+        if local.planted == Some(PlantedBug::CountedBeyondN) {
+            plan.tally = plan.tally.widened(&keepers);
+        }
+        let tag = Tag { operation, question: 0 };
+        let spread = Spread::start(
+            local,
+            tag,
+            object.clone(),
+            record,
+            plan.durability,
+            MergePath::Write,
+            keepers.iter().copied(),
+        );
+        let state = OutcomeState::UnderWay(operation);
+        let outcome = Outcome { object, dot, state };
+        outcomes.remember(local.now.monotonic, plan.request, outcome, &local.settings);
+        local.timers.insert((deadline, operation));
+        let requesters = vec![requester];
+        WriteOperation { operation, requesters, plan, dot, keepers, spread, deadline, is_answered: false }
+    }
+
+    /// Its number.
+    pub(crate) fn operation(&self) -> u64 {
+        self.operation
+    }
+
+    /// Somebody else asks for the same write.
+    pub(crate) fn join(&mut self, requester: Requester) {
+        self.requesters.push(requester);
+    }
+
+    /// Something happened.
+    pub(crate) fn on_event<S: Store>(
+        &mut self,
+        local: &mut Local<S>,
+        outcomes: &mut Outcomes,
+        event: Event,
+    ) -> Step {
+        if let Event::Merged { from, store, outcome } = event {
+            self.spread.merged(local, from, store, outcome);
+        }
+        self.evaluate(local, outcomes)
+    }
+
+    /// The document has changed.
+    pub(crate) fn on_document<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes) -> Step {
+        let document = local.document.clone().expect("it has just changed");
+        let Located { object, partition, n, .. } = &self.plan.located;
+        let Some(owners) = Owners::of(&document, object.keyspace, *partition, *n) else {
+            return self.finish(local, outcomes, DoubtCause::TooFewLeft);
+        };
+        self.plan.located.owners = owners;
+        self.keepers = keepers(local, &self.plan.located, self.spread.record());
+        self.spread.document_changed(local, &self.keepers);
+        let level = self.plan.level;
+        match required(local, level, &self.plan.located.owners) {
+            Some(tally) => self.plan.tally = tally,
+            None => return self.finish(local, outcomes, DoubtCause::TooFewLeft),
+        }
+        self.evaluate(local, outcomes)
+    }
+
+    /// The time is up.
+    pub(crate) fn on_timer<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes) -> Step {
+        if local.now.monotonic < self.deadline {
+            return Step::Continue;
+        }
+        self.finish(local, outcomes, DoubtCause::TimedOut)
+    }
+
+    fn evaluate<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes) -> Step {
+        if !self.is_answered {
+            match self.plan.tally.verdict(|node| self.vote(local, node)) {
+                Verdict::Pending => return Step::Continue,
+                Verdict::Met => self.acknowledge(local, outcomes),
+                Verdict::Impossible => return self.finish(local, outcomes, DoubtCause::TooFewLeft),
+            }
+        }
+        if self.spread.is_over() {
+            return self.finish(local, outcomes, DoubtCause::TooFewLeft);
+        }
+        Step::Continue
+    }
+
+    fn vote<S: Store>(&self, local: &Local<S>, node: ring::NodeId) -> Vote {
+        let Some(document) = &local.document else { return Vote::No };
+        match local.planted {
+            Some(PlantedBug::FailedReplicaCounted) if self.spread.failed(node) => Vote::Yes,
+            Some(_) | None => self.spread.vote(document, &self.keepers, node),
+        }
+    }
+
+    fn acknowledge<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes) {
+        self.is_answered = true;
+        let object = self.spread.object();
+        let context = only_this(self.spread.record(), self.dot)
+            .map(|context| local.settings.context_key.seal(object.keyspace, &object.key, &context));
+        let reply = WriteReply {
+            version: Some(Version { counter: self.dot.counter.0, actor: self.dot.actor.0 }),
+            context,
+            required: self.plan.tally.required(),
+            acknowledged: self.plan.tally.count(|node| self.vote(local, node), Vote::Yes),
+            coordinator: local.node,
+        };
+        outcomes.update(self.plan.request, OutcomeState::Acknowledged(reply.clone()));
+        for requester in self.requesters.drain(..) {
+            requester.reply(local, Reply::Write(Ok(reply.clone())));
+        }
+    }
+
+    /// The end: whoever still waits hears that the outcome is in doubt, and who has not acknowledged gets a hint.
+    fn finish<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes, cause: DoubtCause) -> Step {
+        if !self.is_answered {
+            self.is_answered = true;
+            outcomes.update(self.plan.request, OutcomeState::InDoubt);
+            let required = self.plan.tally.required();
+            let acknowledged = self.plan.tally.count(|node| self.vote(local, node), Vote::Yes);
+            let error = match local.planted {
+                Some(PlantedBug::DefiniteErrorAfterMint) => {
+                    WriteError::Refused(Refusal::Unavailable { required, alive: acknowledged })
+                }
+                Some(_) | None => WriteError::InDoubt { required, acknowledged, cause },
+            };
+            for requester in self.requesters.drain(..) {
+                requester.reply(local, Reply::Write(Err(error.clone())));
+            }
+        }
+        self.spread.leave_hints(local);
+        local.timers.remove(&(self.deadline, self.operation));
+        Step::Done
+    }
+}
+
+/// All that are to keep a copy of a record: those that it records, and at least those that the request counts.
+fn keepers<S: Store>(local: &Local<S>, located: &Located, record: &Record) -> Owners {
+    let Some(document) = &local.document else { return located.owners.clone() };
+    let keyspace = located.object.keyspace;
+    let keepers = Owners::keepers(document, keyspace, located.partition, record.copies());
+    match keepers {
+        Some(keepers) if keepers.len() > located.owners.len() => keepers,
+        Some(_) | None => located.owners.clone(),
+    }
+}
+
+/// What a level requires of these replicas under the present document, whoever is up.
+fn required<S: Store>(local: &Local<S>, level: Level, owners: &Owners) -> Option<Tally> {
+    let member = local.document.as_ref()?.members.get(&local.node)?;
+    let required = level.required(client::Operation::Write, &owners.copies(), member.datacenter).ok()?;
+    let counted = Tally::new(&required, owners);
+    Some(counted)
+}
+
+/// A context that covers a write may go back to its writer only if nothing that the writer may not have seen stands
+/// beside it: an entry covers all of an actor's earlier versions, and those of other writers must not be erased.
+fn only_this(record: &Record, dot: Dot) -> Option<antientropy::version::Context> {
+    match record {
+        Record::Siblings(set) => {
+            let mut values = set.values();
+            let only = values.next().is_none_or(|(live, _)| live == dot) && values.next().is_none();
+            only.then(|| set.context())
+        }
+        Record::Lww(_) => Some(record.context()),
+    }
+}

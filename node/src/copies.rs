@@ -1,0 +1,367 @@
+//! Whether a copy of a partition may be believed: *whole* or *filling*.
+//!
+//! A copy is filling when the node gained the partition, when its store is not the one that the document records,
+//! when its store went back in time, when it acknowledged writes from memory and stopped uncleanly, and when one of
+//! its records was found damaged. A filling copy takes merges, acknowledges and coordinates, but its answers to reads
+//! do not count. It becomes whole by completed exchanges with every other copy. One state serves new owners and
+//! wiped, restored and damaged disks alike.
+//!
+//! *Whole* is a stored mark for one store and one gain epoch; a copy without it is filling. What is known only in
+//! memory errs to the careful side: a copy is filling here before the removal of its mark is synced, and whole here
+//! only after the mark is.
+//!
+//! A filling copy that has exchanged with some of the others is whole for those requests whose n asks no further:
+//! what the first n hold has reached it. So a dead node at the fifth place does not keep requests of three copies
+//! waiting.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use ring::{Epoch, NodeId, PartitionId, StoreId};
+
+use crate::{message::StartId, storage::Sequence};
+
+/// This node's copies.
+pub(crate) struct Copies {
+    copies: BTreeMap<PartitionId, Copy>,
+    /// Counts the times that any copy began to fill, so that an exchange of an earlier time is told apart.
+    generations: u64,
+}
+
+/// One copy.
+struct Copy {
+    gained: Epoch,
+    state: State,
+    memory: Memory,
+}
+
+/// Whether it may be believed.
+enum State {
+    Whole,
+    Filling {
+        /// Which time of filling this is.
+        generation: u64,
+        /// The nodes with which exchanges were completed in this time.
+        exchanged: BTreeSet<NodeId>,
+        /// The batch that carries the mark of wholeness, once it is on its way.
+        becoming: Option<Sequence>,
+    },
+}
+
+/// Whether the stored mark says that this process acknowledges from memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Unmarked,
+    Marking(Sequence),
+    Marked,
+}
+
+/// What is stored about a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Whether the copy was whole.
+    pub(crate) whole: bool,
+    /// The store whose copy it was.
+    pub(crate) store: StoreId,
+    /// The gain that it was about.
+    pub(crate) gained: Epoch,
+    /// The process that acknowledged writes from memory, if one did.
+    pub(crate) memory: Option<StartId>,
+}
+
+impl Copies {
+    /// No copies.
+    pub(crate) fn new() -> Copies {
+        Copies { copies: BTreeMap::new(), generations: 0 }
+    }
+
+    /// Takes over the partitions that a document gives this node, with the epoch of each gain. A copy that is
+    /// already there for that gain stays as it is; others are whole if `whole` says so and filling otherwise.
+    pub(crate) fn adopt(
+        &mut self,
+        gains: BTreeMap<PartitionId, Epoch>,
+        whole: impl Fn(PartitionId, Epoch) -> bool,
+    ) {
+        self.copies.retain(|partition, copy| gains.get(partition) == Some(&copy.gained));
+        for (partition, gained) in gains {
+            if !self.copies.contains_key(&partition) {
+                let state = if whole(partition, gained) { State::Whole } else { self.filling() };
+                self.copies.insert(partition, Copy { gained, state, memory: Memory::Unmarked });
+            }
+        }
+    }
+
+    /// A new time of filling.
+    fn filling(&mut self) -> State {
+        self.generations += 1;
+        State::Filling { generation: self.generations, exchanged: BTreeSet::new(), becoming: None }
+    }
+
+    /// The copy cannot be believed any more. False if there is no such copy.
+    pub(crate) fn fill(&mut self, partition: PartitionId) -> bool {
+        let state = self.filling();
+        match self.copies.get_mut(&partition) {
+            Some(copy) => {
+                copy.state = state;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The epoch at which this node gained the partition; none if it holds no copy.
+    pub(crate) fn gained(&self, partition: PartitionId) -> Option<Epoch> {
+        self.copies.get(&partition).map(|copy| copy.gained)
+    }
+
+    /// The partitions that this node holds copies of.
+    pub(crate) fn partitions(&self) -> impl Iterator<Item = PartitionId> {
+        self.copies.keys().copied()
+    }
+
+    /// Whether the copy is whole for everyone.
+    pub(crate) fn is_whole(&self, partition: PartitionId) -> bool {
+        matches!(self.copies.get(&partition), Some(Copy { state: State::Whole, .. }))
+    }
+
+    /// Whether the copy is whole as far as `others`, the other copies that a request asked for, are concerned.
+    pub(crate) fn is_whole_for(
+        &self,
+        partition: PartitionId,
+        others: impl IntoIterator<Item = NodeId>,
+    ) -> bool {
+        match self.copies.get(&partition).map(|copy| &copy.state) {
+            Some(State::Whole) => true,
+            Some(State::Filling { exchanged, .. }) => {
+                others.into_iter().all(|node| exchanged.contains(&node))
+            }
+            None => false,
+        }
+    }
+
+    /// The time of filling that the copy is in; none if it is whole or absent.
+    pub(crate) fn generation(&self, partition: PartitionId) -> Option<u64> {
+        match self.copies.get(&partition)?.state {
+            State::Whole => None,
+            State::Filling { generation, .. } => Some(generation),
+        }
+    }
+
+    /// Whether a filling copy has still to exchange with `node`.
+    pub(crate) fn lacks_exchange(&self, partition: PartitionId, node: NodeId) -> bool {
+        match self.copies.get(&partition).map(|copy| &copy.state) {
+            Some(State::Filling { exchanged, .. }) => !exchanged.contains(&node),
+            Some(State::Whole) | None => false,
+        }
+    }
+
+    /// An exchange with `node` that began in `generation` is complete. True if the copy has now exchanged with all
+    /// of `others` and its mark may be written.
+    pub(crate) fn exchanged(
+        &mut self,
+        partition: PartitionId,
+        generation: u64,
+        node: NodeId,
+        others: &[NodeId],
+    ) -> bool {
+        match self.copies.get_mut(&partition).map(|copy| &mut copy.state) {
+            Some(State::Filling { generation: current, exchanged, becoming }) if *current == generation => {
+                exchanged.insert(node);
+                becoming.is_none() && others.iter().all(|other| exchanged.contains(other))
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// Whether a filling copy has exchanged with all of `others` and nobody has written its mark.
+    pub(crate) fn is_filled(&self, partition: PartitionId, others: &[NodeId]) -> bool {
+        match self.copies.get(&partition).map(|copy| &copy.state) {
+            Some(State::Filling { exchanged, becoming: None, .. }) => {
+                others.iter().all(|other| exchanged.contains(other))
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// The mark of wholeness is on its way with this batch.
+    pub(crate) fn becoming_whole(&mut self, partition: PartitionId, sequence: Sequence) {
+        if let Some(Copy { state: State::Filling { becoming, .. }, .. }) = self.copies.get_mut(&partition) {
+            *becoming = Some(sequence);
+        }
+    }
+
+    /// Batches through `sequence` are synced: marks that were on their way are in force. Returns the copies that
+    /// became whole.
+    pub(crate) fn committed(&mut self, sequence: Sequence) -> Vec<PartitionId> {
+        let mut whole = Vec::new();
+        for (partition, copy) in &mut self.copies {
+            if matches!(copy.memory, Memory::Marking(at) if at <= sequence) {
+                copy.memory = Memory::Marked;
+            }
+            if matches!(copy.state, State::Filling { becoming: Some(at), .. } if at <= sequence) {
+                copy.state = State::Whole;
+                whole.push(*partition);
+            }
+        }
+        whole
+    }
+
+    /// The batch was refused: marks that were in it have to be written again.
+    pub(crate) fn commit_failed(&mut self, sequence: Sequence) {
+        for copy in self.copies.values_mut() {
+            if copy.memory == Memory::Marking(sequence) {
+                copy.memory = Memory::Unmarked;
+            }
+            if let State::Filling { becoming, .. } = &mut copy.state
+                && *becoming == Some(sequence)
+            {
+                *becoming = None;
+            }
+        }
+    }
+
+    /// Whether the mark says, or is about to say with the batch that is returned, that writes are acknowledged from
+    /// memory.
+    pub(crate) fn memory_mark(&self, partition: PartitionId) -> Option<Option<Sequence>> {
+        match self.copies.get(&partition)?.memory {
+            Memory::Unmarked => None,
+            Memory::Marking(sequence) => Some(Some(sequence)),
+            Memory::Marked => Some(None),
+        }
+    }
+
+    /// The mark of acknowledgements from memory is on its way with this batch.
+    pub(crate) fn marking_memory(&mut self, partition: PartitionId, sequence: Sequence) {
+        if let Some(copy) = self.copies.get_mut(&partition) {
+            copy.memory = Memory::Marking(sequence);
+        }
+    }
+
+    /// What is to be stored about a copy as it now stands, or as it will once its mark of wholeness is synced.
+    pub(crate) fn mark(&self, partition: PartitionId, store: StoreId, start: StartId) -> Option<Mark> {
+        let copy = self.copies.get(&partition)?;
+        let whole = match copy.state {
+            State::Whole => true,
+            State::Filling { becoming, .. } => becoming.is_some(),
+        };
+        let memory = (copy.memory != Memory::Unmarked).then_some(start);
+        Some(Mark { whole, store, gained: copy.gained, memory })
+    }
+
+    /// How many copies there are, and how many of them are whole.
+    pub(crate) fn census(&self) -> (usize, usize) {
+        let whole = self.copies.values().filter(|copy| matches!(copy.state, State::Whole)).count();
+        (self.copies.len(), whole)
+    }
+}
+
+impl Mark {
+    /// The key under which the mark of a partition is stored.
+    pub(crate) fn key(partition: PartitionId) -> Bytes {
+        let mut key = BytesMut::with_capacity(Mark::PREFIX.len() + 2);
+        key.put_slice(Mark::PREFIX);
+        key.put_u16(partition.0);
+        key.freeze()
+    }
+
+    /// The partition that a key of a mark names.
+    pub(crate) fn partition(key: &[u8]) -> Option<PartitionId> {
+        let number = key.strip_prefix(Mark::PREFIX)?;
+        Some(PartitionId(u16::from_be_bytes(number.try_into().ok()?)))
+    }
+
+    /// Writes the mark: a byte of flags, the store, the gain and the process.
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        out.put_u8(u8::from(self.whole) | u8::from(self.memory.is_some()) << 1);
+        out.put_u64(self.store.0);
+        out.put_u64(self.gained.0);
+        out.put_u64(self.memory.map_or(0, |start| start.0));
+    }
+
+    /// Reads a mark; none if it is none.
+    pub(crate) fn decode(mut stored: Bytes) -> Option<Mark> {
+        if stored.len() != Mark::BYTES {
+            return None;
+        }
+        let flags = stored.get_u8();
+        let (store, gained, start) = (stored.get_u64(), stored.get_u64(), stored.get_u64());
+        (flags < 4).then(|| Mark {
+            whole: flags & 1 != 0,
+            store: StoreId(store),
+            gained: Epoch(gained),
+            memory: (flags & 2 != 0).then_some(StartId(start)),
+        })
+    }
+
+    /// What every key of a mark begins with.
+    pub(crate) const PREFIX: &[u8] = b"copy/";
+    /// Bytes of an encoded mark.
+    const BYTES: usize = 25;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P: PartitionId = PartitionId(3);
+    const OTHERS: [NodeId; 2] = [NodeId(2), NodeId(3)];
+
+    fn gained_one() -> Copies {
+        let mut copies = Copies::new();
+        copies.adopt(BTreeMap::from([(P, Epoch(1))]), |_, _| false);
+        copies
+    }
+
+    #[test]
+    fn a_copy_is_whole_once_its_mark_is_synced_and_not_before() {
+        let mut copies = gained_one();
+        let generation = copies.generation(P).unwrap();
+        assert!(!copies.exchanged(P, generation, NodeId(2), &OTHERS));
+        assert!(copies.is_whole_for(P, [NodeId(2)]), "whole for requests that ask no further");
+        assert!(copies.exchanged(P, generation, NodeId(3), &OTHERS));
+        copies.becoming_whole(P, Sequence(7));
+        assert!(!copies.is_whole(P));
+        assert_eq!(copies.committed(Sequence(6)), []);
+        assert_eq!(copies.committed(Sequence(7)), [P]);
+        assert!(copies.is_whole(P));
+    }
+
+    #[test]
+    fn an_exchange_of_an_earlier_time_of_filling_does_not_count() {
+        let mut copies = gained_one();
+        let earlier = copies.generation(P).unwrap();
+        copies.exchanged(P, earlier, NodeId(2), &OTHERS);
+        assert!(copies.fill(P));
+        assert!(!copies.exchanged(P, earlier, NodeId(3), &OTHERS));
+        assert!(copies.lacks_exchange(P, NodeId(2)) && copies.lacks_exchange(P, NodeId(3)));
+    }
+
+    #[test]
+    fn damage_while_the_mark_is_on_its_way_wins() {
+        let mut copies = gained_one();
+        copies.becoming_whole(P, Sequence(7));
+        copies.fill(P);
+        copies.committed(Sequence(7));
+        assert!(!copies.is_whole(P));
+    }
+
+    #[test]
+    fn a_gain_is_another_copy() {
+        let mut copies = Copies::new();
+        copies.adopt(BTreeMap::from([(P, Epoch(1))]), |_, _| true);
+        copies.adopt(BTreeMap::from([(P, Epoch(1))]), |_, _| false);
+        assert!(copies.is_whole(P), "the same gain, the same copy");
+        copies.adopt(BTreeMap::from([(P, Epoch(5))]), |_, _| false);
+        assert!(!copies.is_whole(P));
+    }
+
+    #[test]
+    fn a_mark_reads_back() {
+        let mark = Mark { whole: true, store: StoreId(9), gained: Epoch(4), memory: Some(StartId(u64::MAX)) };
+        let mut out = BytesMut::new();
+        mark.encode(&mut out);
+        assert_eq!(Mark::decode(out.clone().freeze()), Some(mark));
+        assert_eq!(Mark::decode(out.freeze().slice(1..)), None);
+        assert_eq!(Mark::partition(&Mark::key(P)), Some(P));
+    }
+}

@@ -1,0 +1,90 @@
+//! What a node counts. The cores keep plain numbers; whoever drives them exports them.
+
+use client::{GetError, Reply, WriteError};
+
+use crate::message::MergePath;
+
+/// Counters since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Writes that were acknowledged.
+    pub writes_acknowledged: u64,
+    /// Writes that were reported as in doubt.
+    pub writes_in_doubt: u64,
+    /// Reads that were answered.
+    pub reads_answered: u64,
+    /// Reads that found too few replicas in time.
+    pub reads_timed_out: u64,
+    /// Reads whose answers did not agree.
+    pub reads_diverged: u64,
+    /// Requests that were refused, for whatever reason.
+    pub refused: u64,
+    /// Requests that were forwarded to a replica.
+    pub forwarded: u64,
+    /// Silent replicas that a read replaced.
+    pub replicas_replaced: u64,
+    /// Records that a merge changed: by clients' writes.
+    pub merged_write: u64,
+    /// By read repair.
+    pub merged_read_repair: u64,
+    /// By hints.
+    pub merged_hint: u64,
+    /// By exchanges between whole copies.
+    pub merged_anti_entropy: u64,
+    /// By exchanges that filled a copy.
+    pub merged_movement: u64,
+    /// Merges that were refused because too many bytes wait for the disk.
+    pub merges_refused: u64,
+    /// Last-write-wins values that were discarded although their winner's writer had not seen them.
+    pub lww_discarded: u64,
+    /// Records that could not be read.
+    pub damaged_records: u64,
+    /// Times that a copy began to fill.
+    pub copies_filled: u64,
+    /// Times that a copy became whole.
+    pub copies_made_whole: u64,
+    /// Exchanges that were completed.
+    pub exchanges_completed: u64,
+    /// Exchanges that were given up.
+    pub exchanges_abandoned: u64,
+    /// Hints that were left for a silent replica.
+    pub hints_left: u64,
+    /// Hints that were replayed and acknowledged.
+    pub hints_replayed: u64,
+    /// Hints that were dropped at a limit, or because their record was gone.
+    pub hints_dropped: u64,
+    /// Messages of processes that had not said hello, or of strangers.
+    pub messages_ignored: u64,
+    /// Messages of a newer epoch that found no room to wait for its document.
+    pub parked_dropped: u64,
+    /// Batches that the store refused.
+    pub commits_failed: u64,
+    /// Times that the store was found to have gone back in time.
+    pub store_went_back: u64,
+}
+
+impl Counters {
+    /// A request ended.
+    pub(crate) fn replied(&mut self, reply: &Reply) {
+        match reply {
+            Reply::Write(Ok(_)) => self.writes_acknowledged += 1,
+            Reply::Write(Err(WriteError::InDoubt { .. })) => self.writes_in_doubt += 1,
+            Reply::Get(Ok(_)) => self.reads_answered += 1,
+            Reply::Get(Err(GetError::TimedOut { .. })) => self.reads_timed_out += 1,
+            Reply::Write(Err(WriteError::Refused(_))) | Reply::Get(Err(GetError::Refused(_))) => {
+                self.refused += 1;
+            }
+        }
+    }
+
+    /// A merge changed a record.
+    pub(crate) fn merged(&mut self, path: MergePath) {
+        match path {
+            MergePath::Write => self.merged_write += 1,
+            MergePath::ReadRepair => self.merged_read_repair += 1,
+            MergePath::Hint => self.merged_hint += 1,
+            MergePath::AntiEntropy => self.merged_anti_entropy += 1,
+            MergePath::Movement => self.merged_movement += 1,
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! A node of Quorate: coordinator, replica and storage, as a deterministic state machine.
+//!
+//! [`Node`] does no I/O and reads no clock. It is told things ([`Input`]) with the time at which they happened, asks
+//! for things ([`Output`]) when it is polled, and says when it wants to be woken. Sockets, files, threads and the
+//! generator's seed belong to whoever drives it: the async shell, or the simulator, which runs whole clusters of
+//! these from one seed.
+//!
+//! A replica understands four verbs: *read* and *write* a key, *merge* a record that carries its versions, and list
+//! a *tree* range. Client writes, read repair, hints, exchanges and data movement all end in the same merge, which is
+//! commutative, associative and idempotent; so none of them needs an order or a lock against the others.
+
+mod coordinator;
+mod copies;
+mod counters;
+mod event;
+mod exchange;
+mod hints;
+mod local;
+pub mod message;
+mod node;
+mod peers;
+mod placement;
+mod planted;
+mod recovery;
+mod replica;
+mod settings;
+pub mod storage;
+
+pub use counters::Counters;
+pub use event::{ClientTag, Input, Now, Output, Wake};
+pub use node::{Identity, Node};
+pub use planted::PlantedBug;
+pub use settings::Settings;

@@ -1,0 +1,397 @@
+//! What every operation of a node stands on: its replica, its copies, its peers, the document, and the ways out.
+//!
+//! Operations are state machines of their own (`coordinator`, `exchange`, `hints`); they act through this struct and
+//! hear back through [`Event`]s that carry their [`Tag`]. It knows no operation by kind.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use antientropy::version::{Record, VersionDigest};
+use bytes::Bytes;
+use rand_chacha::ChaCha8Rng;
+use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId};
+
+use crate::{
+    copies::{Copies, Mark},
+    counters::Counters,
+    event::{Now, Output},
+    message::{
+        Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind, ReadPurpose,
+        StartId, Tag,
+    },
+    peers::Peers,
+    placement::Owners,
+    planted::PlantedBug,
+    replica::{Held, Replica},
+    settings::Settings,
+    storage::{ObjectKey, Sequence, Store, seal_stored},
+};
+
+/// See the module's documentation.
+pub(crate) struct Local<S> {
+    pub(crate) node: NodeId,
+    pub(crate) start: StartId,
+    pub(crate) settings: Settings,
+    pub(crate) planted: Option<PlantedBug>,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) now: Now,
+    pub(crate) replica: Replica<S>,
+    pub(crate) copies: Copies,
+    pub(crate) peers: Peers,
+    pub(crate) document: Option<Arc<ClusterDocument>>,
+    /// For each partition that this node has a copy of, the other nodes that have one.
+    pub(crate) sharers: BTreeMap<PartitionId, Vec<NodeId>>,
+    pub(crate) counters: Counters,
+    pub(crate) outbox: VecDeque<Output>,
+    /// Events for operations of this node, to be delivered before the turn ends.
+    pub(crate) events: VecDeque<(Tag, Event)>,
+    /// What a batch releases when it is committed.
+    pub(crate) waiting: BTreeMap<Sequence, Vec<Waiting>>,
+    /// When operations want to be woken.
+    pub(crate) timers: BTreeSet<(Duration, u64)>,
+    /// Copies that began to fill, or to be held, since the scheduler last looked.
+    pub(crate) to_fill: BTreeSet<PartitionId>,
+    /// Merges that were not acknowledged and are left to hints: the target and the object.
+    pub(crate) hints_left: Vec<(NodeId, ObjectKey)>,
+    pub(crate) next_operation: u64,
+}
+
+/// What an operation hears.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// A merge that it sent, or that it asked of its own replica, ended.
+    Merged {
+        /// The replica.
+        from: NodeId,
+        /// Its store.
+        store: StoreId,
+        /// How it ended.
+        outcome: MergeOutcome,
+    },
+    /// A replica answered a read.
+    Answered {
+        /// The replica.
+        from: NodeId,
+        /// Its answer.
+        answer: ReadAnswer,
+    },
+    /// A forwarded request ended.
+    Forwarded {
+        /// For the client.
+        reply: client::Reply,
+    },
+    /// A peer sent a stretch of a partition.
+    Stretch {
+        /// The peer's store.
+        store: StoreId,
+        /// Its keys and digests.
+        entries: Vec<(ObjectKey, VersionDigest)>,
+        /// Where it ends; none if nothing comes after it.
+        until: Option<Bytes>,
+    },
+    /// A peer did not take a question.
+    Declined,
+    /// What this node held when it asked is synced.
+    Synced,
+    /// It is not, and parts of it are lost.
+    SyncFailed,
+}
+
+/// What waits for a batch.
+pub(crate) enum Waiting {
+    /// A message, and what to say instead if the batch is refused.
+    Message { to: NodeId, committed: Message, refused: Message },
+    /// An event for an operation of this node.
+    Event { tag: Tag, committed: Event, refused: Event },
+    /// The document that the batch carries.
+    Document(Arc<ClusterDocument>),
+}
+
+impl<S: Store> Local<S> {
+    /// This node's store.
+    pub(crate) fn store_id(&self) -> StoreId {
+        self.replica.store().id()
+    }
+
+    /// The epoch of the document; 0 without one.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.document.as_ref().map_or(Epoch(0), |document| document.epoch)
+    }
+
+    /// Whether the document records this node with this store.
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.recorded_store(self.node) == Some(self.store_id())
+    }
+
+    /// The store that the document records for a node.
+    pub(crate) fn recorded_store(&self, node: NodeId) -> Option<StoreId> {
+        Some(self.document.as_ref()?.members.get(&node)?.store)
+    }
+
+    /// Sends a message.
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        let header = Header {
+            from: self.node,
+            start: self.start,
+            store: self.store_id(),
+            synced: self.replica.synced(),
+            epoch: self.epoch(),
+            wall: self.now.wall,
+            clock: self.replica.clock().peek(self.now.wall),
+        };
+        let asks = match &message {
+            Message::Hello { .. }
+            | Message::DocumentRequest
+            | Message::Forward { .. }
+            | Message::Merge { .. }
+            | Message::Read { .. }
+            | Message::Tree { .. } => true,
+            Message::Welcome { .. }
+            | Message::Document(_)
+            | Message::Forwarded { .. }
+            | Message::Merged { .. }
+            | Message::Answer { .. }
+            | Message::Stretch { .. }
+            | Message::Declined { .. } => false,
+        };
+        if asks {
+            self.peers.asked(self.now, to);
+        }
+        self.outbox.push_back(Output::Send { to, envelope: Envelope { header, message } });
+    }
+
+    /// A number for a new operation.
+    pub(crate) fn new_operation(&mut self) -> u64 {
+        self.next_operation = self.next_operation.wrapping_add(1);
+        self.next_operation
+    }
+
+    /// Lets something wait for a batch; without one, it happens at once.
+    pub(crate) fn when_synced(&mut self, sequence: Option<Sequence>, waiting: Waiting) {
+        match sequence {
+            Some(sequence) => self.waiting.entry(sequence).or_default().push(waiting),
+            None => self.release(waiting, true),
+        }
+    }
+
+    /// What waited for a batch happens. Documents are adopted by the node, not here.
+    pub(crate) fn release(&mut self, waiting: Waiting, is_committed: bool) {
+        match waiting {
+            Waiting::Message { to, committed, refused } => {
+                self.send(to, if is_committed { committed } else { refused });
+            }
+            Waiting::Event { tag, committed, refused } => {
+                self.events.push_back((tag, if is_committed { committed } else { refused }));
+            }
+            Waiting::Document(_) => unreachable!("documents are taken out before"),
+        }
+    }
+
+    /// What this node holds of an object. Damage is noted, and reads as nothing.
+    pub(crate) fn held(
+        &mut self,
+        object: &ObjectKey,
+        partition: PartitionId,
+    ) -> Result<Option<Record>, Damaged> {
+        match self.replica.held(object) {
+            Held::Record(record) => Ok(Some(record)),
+            Held::Nothing => Ok(None),
+            Held::Damaged => {
+                self.note_damage(object, partition);
+                Err(Damaged)
+            }
+        }
+    }
+
+    /// A record was found damaged. In one batch its remains are removed and the copy is marked as filling: a merge
+    /// that comes later does not bring back what was lost here, an exchange does.
+    pub(crate) fn note_damage(&mut self, object: &ObjectKey, partition: PartitionId) {
+        self.counters.damaged_records += 1;
+        self.replica.put(object.clone(), None);
+        self.fill(partition);
+    }
+
+    /// The copy cannot be believed any more.
+    pub(crate) fn fill(&mut self, partition: PartitionId) {
+        self.replica.retire_actor(partition);
+        if self.copies.fill(partition) {
+            self.counters.copies_filled += 1;
+            self.write_mark(partition);
+            self.to_fill.insert(partition);
+        }
+    }
+
+    /// Writes what is to be remembered of a copy with this turn's batch.
+    pub(crate) fn write_mark(&mut self, partition: PartitionId) {
+        if let Some(mark) = self.copies.mark(partition, self.store_id(), self.start) {
+            let key = Mark::key(partition);
+            let value = seal_stored(&key, |out| mark.encode(out), 32);
+            self.replica.put_meta(key, Some(value));
+        }
+    }
+
+    /// A filling copy that has exchanged with all others becomes whole, if the document records this store.
+    pub(crate) fn become_whole(&mut self, partition: PartitionId) {
+        let others = self.sharers.get(&partition).map_or(&[][..], Vec::as_slice);
+        if self.is_recorded() && self.copies.is_filled(partition, others) {
+            self.copies.becoming_whole(partition, self.replica.turn_sequence());
+            self.write_mark(partition);
+        }
+    }
+
+    /// The one door: joins a record that carries its dots, from wherever it comes. Returns the batch to wait for
+    /// before it is acknowledged at this durability.
+    pub(crate) fn merge(
+        &mut self,
+        object: &ObjectKey,
+        record: &Record,
+        durability: Durability,
+        path: MergePath,
+    ) -> Result<Acknowledgement, MergeRefusal> {
+        let partitions = self.document.as_ref().ok_or(MergeRefusal::NotOwner)?.partitions;
+        let partition = object.partition(partitions);
+        let gained = self.copies.gained(partition).ok_or(MergeRefusal::NotOwner)?;
+        if self.replica.unsynced_bytes() > self.settings.unsynced_bytes_max {
+            self.counters.merges_refused += 1;
+            return Err(MergeRefusal::Overloaded);
+        }
+        let local = self.held(object, partition).unwrap_or(None);
+        match local {
+            None => self.replica.put(object.clone(), Some(record.clone())),
+            Some(mut local) => {
+                let outcome = local.merge(record);
+                self.counters.lww_discarded += u64::from(outcome.discarded_concurrent);
+                if outcome.changed {
+                    self.counters.merged(path);
+                    self.replica.put(object.clone(), Some(local));
+                }
+            }
+        }
+        Ok(Acknowledgement { gained, after: self.acknowledge_after(object, partition, durability) })
+    }
+
+    /// The batch to wait for before what is held of an object is acknowledged; none if it may be at once.
+    pub(crate) fn acknowledge_after(
+        &mut self,
+        object: &ObjectKey,
+        partition: PartitionId,
+        durability: Durability,
+    ) -> Option<Sequence> {
+        let pending = self.replica.pending(object)?;
+        match durability {
+            Durability::Disk => Some(pending),
+            Durability::Memory => {
+                self.replica.acknowledged_from_memory(object, partition);
+                match self.copies.memory_mark(partition) {
+                    Some(marking) => marking,
+                    None => {
+                        let sequence = self.replica.turn_sequence();
+                        self.copies.marking_memory(partition, sequence);
+                        self.write_mark(partition);
+                        Some(sequence)
+                    }
+                }
+            }
+        }
+    }
+
+    /// The replica's answer to a read of so many copies, and the batch to wait for before it is given.
+    pub(crate) fn read(
+        &mut self,
+        object: &ObjectKey,
+        kind: ReadKind,
+        purpose: ReadPurpose,
+    ) -> (ReadAnswer, Option<Sequence>) {
+        let Some(document) = self.document.clone() else { return (ReadAnswer::NotOwner, None) };
+        let partition = object.partition(document.partitions);
+        let durable = match purpose {
+            ReadPurpose::Count { n, durable } => {
+                let Some(owners) = Owners::of(&document, object.keyspace, partition, n) else {
+                    return (ReadAnswer::NotOwner, None);
+                };
+                if !owners.contains(self.node) || self.copies.gained(partition).is_none() {
+                    return (ReadAnswer::NotOwner, None);
+                }
+                if !self.may_answer(partition, &owners) {
+                    return (ReadAnswer::Filling, None);
+                }
+                durable
+            }
+            ReadPurpose::Repair => true,
+        };
+        let Ok(record) = self.held(object, partition) else { return (ReadAnswer::Filling, None) };
+        let after = if durable { self.replica.pending(object) } else { None };
+        let answer = match kind {
+            ReadKind::Data => ReadAnswer::Data(record),
+            ReadKind::Digest => {
+                ReadAnswer::Digest(record.as_ref().map_or(VersionDigest::ABSENT, Record::digest))
+            }
+        };
+        (answer, after)
+    }
+
+    /// Whether this node's copy may be believed by a request of these copies: it is whole for them, and since this
+    /// process began it has been welcomed by all that share it and are up, and by at least one of the copies asked.
+    pub(crate) fn may_answer(&self, partition: PartitionId, owners: &Owners) -> bool {
+        let others = || owners.nodes().filter(|node| *node != self.node);
+        let is_whole = self.copies.is_whole_for(partition, others());
+        if !is_whole && self.planted != Some(PlantedBug::FillingCopyCounted) {
+            return false;
+        }
+        let sharers = self.sharers.get(&partition).map_or(&[][..], Vec::as_slice);
+        let settled = |node: &NodeId| {
+            self.peers.was_greeted(*node) || self.peers.is_down(self.now, *node, &self.settings)
+        };
+        let mut others = others().peekable();
+        sharers.iter().all(settled)
+            && (others.peek().is_none() || others.any(|node| self.peers.was_greeted(node)))
+    }
+
+    /// Whether requests may be sent to a node; this node itself is always up.
+    pub(crate) fn is_up(&self, node: NodeId) -> bool {
+        node == self.node || self.peers.is_up(self.now, node, &self.settings)
+    }
+
+    /// The partitions that the document gives this node, with the epochs of their gains, and who shares each.
+    pub(crate) fn shares(&self, document: &ClusterDocument) -> Shares {
+        let mut shares = Shares { gains: BTreeMap::new(), sharers: BTreeMap::new() };
+        let Some(member) = document.members.get(&self.node) else { return shares };
+        for partition in document.partitions.iter() {
+            let list = |datacenter: usize| {
+                let placement = &document.datacenters[datacenter].placement;
+                placement.list(partition).iter().take(REPLICAS_MAX)
+            };
+            let mine = list(usize::from(member.datacenter.0)).find(|owner| owner.node == self.node);
+            if let Some(owner) = mine {
+                shares.gains.insert(partition, owner.gained);
+                let all = (0..document.datacenters.len()).flat_map(list).map(|owner| owner.node);
+                shares.sharers.insert(partition, all.filter(|node| *node != self.node).collect());
+            }
+        }
+        shares
+    }
+}
+
+/// What a document gives a node.
+pub(crate) struct Shares {
+    /// The partitions, with the epoch of each gain.
+    pub(crate) gains: BTreeMap<PartitionId, Epoch>,
+    /// Who else holds copies of each.
+    pub(crate) sharers: BTreeMap<PartitionId, Vec<NodeId>>,
+}
+
+/// A merge was taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Acknowledgement {
+    /// The epoch at which this node gained the partition.
+    pub(crate) gained: Epoch,
+    /// The batch to wait for before it is acknowledged.
+    pub(crate) after: Option<Sequence>,
+}
+
+/// What was held could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Damaged;

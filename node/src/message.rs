@@ -1,0 +1,238 @@
+//! What nodes say to each other.
+//!
+//! Every message carries a [`Header`]: who sends it, from which store, how far that store is synced, under which
+//! document. A receiver can tell from it that a peer lost its disk, went back in time or lags behind, whatever the
+//! message is about.
+
+use std::{sync::Arc, time::Duration};
+
+use antientropy::version::{Counter, Record, UnixMillis, VersionDigest};
+use bytes::Bytes;
+use client::{Reply, Request};
+use ring::{ClusterDocument, ClusterId, Durability, Epoch, KeyspaceId, NodeId, PartitionId, StoreId};
+
+use crate::storage::{ObjectKey, Sequence};
+
+/// One run of one node's process: 64 random bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StartId(pub u64);
+
+/// Names an operation of the node that began it, and which of its questions an answer is to. Operations are numbered
+/// from a random number chosen at each start, so that an answer to a process that died finds nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag {
+    /// The operation.
+    pub operation: u64,
+    /// The question: an operation that starts over counts up, and ignores answers to its earlier attempts.
+    pub question: u32,
+}
+
+/// A message and its header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Who sends it, and how far it has come.
+    pub header: Header,
+    /// What it says.
+    pub message: Message,
+}
+
+/// What every message carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The sender.
+    pub from: NodeId,
+    /// The sender's process.
+    pub start: StartId,
+    /// The sender's store.
+    pub store: StoreId,
+    /// The last batch of that store that is synced.
+    pub synced: Sequence,
+    /// The document under which the sender speaks; 0 if it has none.
+    pub epoch: Epoch,
+    /// The sender's wall clock.
+    pub wall: UnixMillis,
+    /// The sender's hybrid clock.
+    pub clock: Counter,
+}
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The first thing that a process says to a peer; repeated until it is answered.
+    Hello {
+        /// The cluster it belongs to, once it knows.
+        cluster: Option<ClusterId>,
+        /// Where its store recovered to when it was opened.
+        recovered: Sequence,
+    },
+    /// The answer: the highest sequence of the store that the hello named which the sender had seen synced before
+    /// that process first greeted it.
+    Welcome {
+        /// The process that is welcomed.
+        start: StartId,
+        /// None if the sender knew nothing of that store.
+        seen: Option<Sequence>,
+    },
+    /// Asks for the cluster document.
+    DocumentRequest,
+    /// The cluster document that the header's epoch names.
+    Document(Arc<ClusterDocument>),
+    /// A client's request, for a replica of its key to coordinate.
+    Forward {
+        /// Comes back with the reply.
+        tag: Tag,
+        /// What the client asked.
+        request: Request,
+        /// What is left of its time.
+        remaining: Duration,
+    },
+    /// How a forwarded request ended.
+    Forwarded {
+        /// From the forward.
+        tag: Tag,
+        /// For the client.
+        reply: Reply,
+    },
+    /// Asks a replica to join a record that carries its dots.
+    Merge {
+        /// Comes back with the acknowledgement.
+        tag: Tag,
+        /// The object.
+        object: ObjectKey,
+        /// What to join.
+        record: Record,
+        /// When it may be acknowledged.
+        durability: Durability,
+        /// Which of the ways in this is.
+        path: MergePath,
+    },
+    /// How a merge ended.
+    Merged {
+        /// From the merge.
+        tag: Tag,
+        /// The outcome.
+        outcome: MergeOutcome,
+    },
+    /// Asks a replica for its record.
+    Read {
+        /// Comes back with the answer.
+        tag: Tag,
+        /// The object.
+        object: ObjectKey,
+        /// The record, or only its digest.
+        kind: ReadKind,
+        /// Who is counting on it.
+        purpose: ReadPurpose,
+    },
+    /// A replica's record.
+    Answer {
+        /// From the read.
+        tag: Tag,
+        /// The answer.
+        answer: ReadAnswer,
+    },
+    /// Asks for the keys and version digests of a stretch of a partition, as far as both nodes hold copies of them.
+    Tree {
+        /// Comes back with the answer.
+        tag: Tag,
+        /// The keyspace.
+        keyspace: KeyspaceId,
+        /// The partition.
+        partition: PartitionId,
+        /// The last key of the stretch before, in encoded form; none to begin.
+        after: Option<Bytes>,
+    },
+    /// A stretch of a partition, sent once everything in it is synced.
+    Stretch {
+        /// From the question.
+        tag: Tag,
+        /// The keys and digests, in ascending order of [`ObjectKey`].
+        entries: Vec<(ObjectKey, VersionDigest)>,
+        /// Where the stretch ends, in encoded form; none if nothing comes after it.
+        until: Option<Bytes>,
+    },
+    /// The question was not taken: the sender holds no copy, or speaks under another document.
+    Declined {
+        /// From the question.
+        tag: Tag,
+    },
+}
+
+/// The five ways in to the one door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MergePath {
+    /// A client's write.
+    Write,
+    /// A read that found a stale replica.
+    ReadRepair,
+    /// A hint's replay.
+    Hint,
+    /// An exchange.
+    AntiEntropy,
+    /// An exchange that fills a copy.
+    Movement,
+}
+
+/// How a merge ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeOutcome {
+    /// The record is joined, and as durable as was asked. Counts only if the document records the header's store and
+    /// this epoch for the sender.
+    Applied {
+        /// The epoch at which the sender gained the partition.
+        gained: Epoch,
+    },
+    /// It is not, and never will be because of this message.
+    Refused(MergeRefusal),
+}
+
+/// Why a merge was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeRefusal {
+    /// The sender's document is older than the receiver's.
+    StaleEpoch,
+    /// The receiver holds no copy of the partition.
+    NotOwner,
+    /// Too many bytes wait for the disk.
+    Overloaded,
+    /// The store refused the batch.
+    StorageFailed,
+}
+
+/// What a read wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadKind {
+    /// The record.
+    Data,
+    /// Its digest.
+    Digest,
+}
+
+/// Who is counting on a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadPurpose {
+    /// A client's read of so many copies: answered only by a copy that is whole for them.
+    Count {
+        /// The request's own n, if any.
+        n: Option<u8>,
+        /// Whether the answer has to wait until what it says is synced.
+        durable: bool,
+    },
+    /// An exchange: whatever the copy holds will do.
+    Repair,
+}
+
+/// A replica's answer to a read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadAnswer {
+    /// The record, if there is one.
+    Data(Option<Record>),
+    /// The record's digest, or the absent digest.
+    Digest(VersionDigest),
+    /// No answer that could count: the copy is filling, not yet greeted by those it shares with, or damaged.
+    Filling,
+    /// The sender's document is older than the receiver's.
+    StaleEpoch,
+    /// The receiver holds no copy.
+    NotOwner,
+}

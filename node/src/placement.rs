@@ -1,0 +1,95 @@
+//! Who holds the copies that a request asks for.
+
+use antientropy::version::CopyCount;
+use client::Copies;
+use ring::{ClusterDocument, DatacenterId, Epoch, KeyspaceId, NodeId, PartitionId, REPLICAS_MAX};
+
+/// The replicas of one request, in the order of datacenters and preference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owners {
+    owners: Vec<OwnerAt>,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnerAt {
+    /// Where.
+    pub(crate) datacenter: DatacenterId,
+    /// Who.
+    pub(crate) node: NodeId,
+    /// Since when.
+    pub(crate) gained: Epoch,
+}
+
+impl Owners {
+    /// The first n of the partition's preference list in each of the keyspace's datacenters, where n is the
+    /// request's own or the keyspace's. None if there is no such keyspace.
+    pub(crate) fn of(
+        document: &ClusterDocument,
+        keyspace: KeyspaceId,
+        partition: PartitionId,
+        n: Option<u8>,
+    ) -> Option<Owners> {
+        let keyspace = document.keyspaces.get(&keyspace)?;
+        Some(Owners::counted(document, keyspace.replication.iter(), partition, |own| n.unwrap_or(own)))
+    }
+
+    /// Those that keep a copy of an object that records this count.
+    pub(crate) fn keepers(
+        document: &ClusterDocument,
+        keyspace: KeyspaceId,
+        partition: PartitionId,
+        copies: CopyCount,
+    ) -> Option<Owners> {
+        let keyspace = document.keyspaces.get(&keyspace)?;
+        let count = |own| copies.in_datacenter(own);
+        Some(Owners::counted(document, keyspace.replication.iter(), partition, count))
+    }
+
+    fn counted<'a>(
+        document: &ClusterDocument,
+        replication: impl Iterator<Item = (&'a DatacenterId, &'a u8)>,
+        partition: PartitionId,
+        count: impl Fn(u8) -> u8,
+    ) -> Owners {
+        let mut owners = Vec::with_capacity(REPLICAS_MAX);
+        for (&datacenter, &own) in replication {
+            let list = document.preference_list(datacenter, partition);
+            let first = list.iter().take(usize::from(count(own)).min(REPLICAS_MAX));
+            owners.extend(first.map(|owner| OwnerAt { datacenter, node: owner.node, gained: owner.gained }));
+        }
+        Owners { owners }
+    }
+
+    /// How many there are in each datacenter.
+    pub(crate) fn copies(&self) -> Copies {
+        let mut counts: Vec<(DatacenterId, u8)> = Vec::with_capacity(2);
+        for owner in &self.owners {
+            match counts.last_mut() {
+                Some((datacenter, count)) if *datacenter == owner.datacenter => *count += 1,
+                Some(_) | None => counts.push((owner.datacenter, 1)),
+            }
+        }
+        Copies::new(counts)
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &OwnerAt> {
+        self.owners.iter()
+    }
+
+    /// Their names.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.owners.iter().map(|owner| owner.node)
+    }
+
+    /// Whether `node` is one of them.
+    pub(crate) fn contains(&self, node: NodeId) -> bool {
+        self.nodes().any(|owner| owner == node)
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.owners.len()
+    }
+}

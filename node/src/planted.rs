@@ -1,0 +1,48 @@
+//! Bugs planted on purpose, to prove that the simulator's checkers find them.
+//!
+//! Each names a delicate rule and switches it off. A planted bug is an argument of one constructor
+//! ([`crate::Node::with_planted_bug`]); no configuration and no cargo feature can set it.
+
+/// A delicate rule that is switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PlantedBug {
+    /// Durable acknowledgements do not wait for the sync.
+    AcknowledgeBeforeSync,
+    /// The actor of a partition is kept when one of its records was found lost.
+    ActorKeptAfterLoss,
+    /// The actors are kept when a batch failed.
+    ActorKeptAfterFailedBatch,
+    /// A filling copy answers reads as if it were whole.
+    FillingCopyCounted,
+    /// A blocking read answers without writing back.
+    BlockingReadWithoutWriteBack,
+    /// A last-write-wins version is dated by the raw wall clock alone.
+    LwwByWallClock,
+    /// A last-write-wins version may be lower than the one it replaces.
+    LwwMintedBelow,
+    /// A write that ran out of time after its version was minted is reported as refused.
+    DefiniteErrorAfterMint,
+    /// A replica that refused a merge counts as one that acknowledged it.
+    FailedReplicaCounted,
+    /// Acknowledgements from replicas beyond the first n count.
+    CountedBeyondN,
+    /// A context is taken without checking whose it is.
+    ForeignContextAccepted,
+}
+
+impl PlantedBug {
+    /// All of them.
+    pub const ALL: [PlantedBug; 11] = [
+        PlantedBug::AcknowledgeBeforeSync,
+        PlantedBug::ActorKeptAfterLoss,
+        PlantedBug::ActorKeptAfterFailedBatch,
+        PlantedBug::FillingCopyCounted,
+        PlantedBug::BlockingReadWithoutWriteBack,
+        PlantedBug::LwwByWallClock,
+        PlantedBug::LwwMintedBelow,
+        PlantedBug::DefiniteErrorAfterMint,
+        PlantedBug::FailedReplicaCounted,
+        PlantedBug::CountedBeyondN,
+        PlantedBug::ForeignContextAccepted,
+    ];
+}

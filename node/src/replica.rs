@@ -1,0 +1,405 @@
+//! The replica: the store, what is written and not yet synced, and the versions that this node mints.
+//!
+//! Records that were written in this turn, or whose batch is still on its way, live in the *overlay*, which every
+//! read sees first. A turn's changes are sealed into one batch; when it is committed the overlay lets go of what the
+//! store now has, and when it is refused the overlay lets go of what nobody has.
+//!
+//! **Actors.** A version's actor is one unbroken memory of one partition's copy: chosen at random at the first write
+//! after a start, and again after a record was found lost and after a batch was refused. The entry `(a, c)` in a
+//! context claims to have seen every dot of `a` up to `c`; that is true only because an actor never writes on top of
+//! less than its own past.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use antientropy::version::{
+    Actor, Context, CopyCount, Counter, Dot, HybridClock, LwwVersion, Record, SiblingSet, Value,
+};
+use bytes::Bytes;
+use client::Refusal;
+use rand_chacha::ChaCha8Rng;
+use rand_core::Rng;
+use ring::{ConflictPolicy, KeyspaceId, PartitionId, Partitions};
+
+use crate::{
+    event::Now,
+    planted::PlantedBug,
+    settings::Settings,
+    storage::{Batch, Change, ObjectKey, ReadError, Sequence, Store, Table, decode_stored, encode_stored},
+};
+
+/// See the module's documentation.
+pub(crate) struct Replica<S> {
+    store: S,
+    clock: HybridClock,
+    actors: BTreeMap<PartitionId, Actor>,
+    overlay: BTreeMap<ObjectKey, Pending>,
+    /// Bytes of the overlay's records.
+    unsynced_bytes: usize,
+    turn: Turn,
+    in_flight: VecDeque<InFlight>,
+    synced: Sequence,
+    /// Numbers up to this one were used by this store before it went back in time.
+    floor: Sequence,
+    planted: Option<PlantedBug>,
+}
+
+/// A record whose last change is not synced.
+struct Pending {
+    record: Option<Record>,
+    bytes: usize,
+    sequence: Sequence,
+}
+
+/// The batch that this turn will emit.
+struct Turn {
+    sequence: Sequence,
+    objects: BTreeSet<ObjectKey>,
+    meta: Vec<Change>,
+    /// Partitions in which something of this batch is acknowledged before it is synced.
+    from_memory: BTreeSet<PartitionId>,
+}
+
+/// A batch on its way.
+struct InFlight {
+    sequence: Sequence,
+    objects: BTreeSet<ObjectKey>,
+    from_memory: BTreeSet<PartitionId>,
+}
+
+/// What a replica has of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// This.
+    Record(Record),
+    /// Nothing.
+    Nothing,
+    /// Something that cannot be read.
+    Damaged,
+}
+
+/// What a write wants.
+pub(crate) struct Mint {
+    /// What happens to concurrent values.
+    pub(crate) conflict: ConflictPolicy,
+    /// What the writer has seen of this key.
+    pub(crate) context: Context,
+    /// The highest version that the writer has seen of any key, in a last-write-wins keyspace.
+    pub(crate) seen: Counter,
+    /// The value; none to delete.
+    pub(crate) value: Option<Value>,
+    /// How many copies are to be kept.
+    pub(crate) copies: CopyCount,
+}
+
+/// What a refused batch took with it.
+pub(crate) struct Failed {
+    /// The partitions in which something was acknowledged that is now gone.
+    pub(crate) acknowledged: BTreeSet<PartitionId>,
+}
+
+impl<S: Store> Replica<S> {
+    /// The replica over a store that was just opened.
+    pub(crate) fn new(store: S, planted: Option<PlantedBug>) -> Replica<S> {
+        let synced = store.recovered();
+        Replica {
+            store,
+            clock: HybridClock::new(),
+            actors: BTreeMap::new(),
+            overlay: BTreeMap::new(),
+            unsynced_bytes: 0,
+            turn: Turn::new(Sequence(synced.0 + 1)),
+            in_flight: VecDeque::new(),
+            synced,
+            floor: synced,
+            planted,
+        }
+    }
+
+    /// What this node holds of an object.
+    pub(crate) fn held(&self, object: &ObjectKey) -> Held {
+        match self.overlay.get(object) {
+            Some(Pending { record: Some(record), .. }) => Held::Record(record.clone()),
+            Some(Pending { record: None, .. }) => Held::Nothing,
+            None => {
+                let key = object.encode();
+                match self.store.get(Table::Records, &key) {
+                    Ok(None) => Held::Nothing,
+                    Ok(Some(stored)) => decode_stored(&key, &stored).map_or(Held::Damaged, Held::Record),
+                    Err(_) => Held::Damaged,
+                }
+            }
+        }
+    }
+
+    /// The batch that carries the last change of an object; none if it is synced.
+    pub(crate) fn pending(&self, object: &ObjectKey) -> Option<Sequence> {
+        if self.planted == Some(PlantedBug::AcknowledgeBeforeSync) {
+            return None;
+        }
+        self.overlay.get(object).map(|pending| pending.sequence)
+    }
+
+    /// The batch after which everything that this node holds now is synced; none if it is.
+    pub(crate) fn pending_any(&self) -> Option<Sequence> {
+        if self.turn.objects.is_empty() {
+            self.in_flight.back().map(|batch| batch.sequence)
+        } else {
+            Some(self.turn.sequence)
+        }
+    }
+
+    /// Mints a version of `object` on top of `local`, what this node holds of it, and stores the result.
+    ///
+    /// # Errors
+    ///
+    /// The limits on an object: `TooManySiblings`, `TooLarge`. Nothing was minted then.
+    pub(crate) fn mint(
+        &mut self,
+        now: Now,
+        object: &ObjectKey,
+        partition: PartitionId,
+        local: Option<Record>,
+        mint: Mint,
+        settings: &Settings,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<(Dot, Record), Refusal> {
+        let floor = local.as_ref().map_or(Counter::ZERO, Record::highest).max(mint.context.highest());
+        let mut counter = self.clock.tick(now.wall).max(floor.next());
+        let record = match mint.conflict {
+            ConflictPolicy::Siblings => {
+                let mut set = match local {
+                    Some(Record::Siblings(set)) => set,
+                    Some(Record::Lww(_)) => unreachable!("a keyspace's conflict policy never changes"),
+                    None => SiblingSet::new(),
+                };
+                let dot = Dot { counter, actor: self.actor(partition, rng) };
+                let is_put = mint.value.is_some();
+                set.write(dot, &mint.context, mint.value, mint.copies);
+                if is_put {
+                    within_limits(&set, settings)?;
+                }
+                (dot, Record::Siblings(set))
+            }
+            ConflictPolicy::LastWriteWins => {
+                let seen = floor.max(mint.seen);
+                counter = counter.max(seen.next());
+                match self.planted {
+                    Some(PlantedBug::LwwByWallClock) => counter = Counter::at(now.wall),
+                    Some(PlantedBug::LwwMintedBelow) => counter = self.clock.tick(now.wall),
+                    Some(_) | None => {}
+                }
+                let dot = Dot { counter, actor: self.actor(partition, rng) };
+                let mut record =
+                    Record::Lww(LwwVersion { dot, seen, value: mint.value, copies: mint.copies });
+                if let Some(local) = local {
+                    record.merge(&local);
+                }
+                (dot, record)
+            }
+        };
+        let (dot, record) = record;
+        self.put(object.clone(), Some(record.clone()));
+        Ok((dot, record))
+    }
+
+    /// The partition's actor.
+    fn actor(&mut self, partition: PartitionId, rng: &mut ChaCha8Rng) -> Actor {
+        *self.actors.entry(partition).or_insert_with(|| Actor(rng.next_u64()))
+    }
+
+    /// This node has lost something of the partition: whoever writes there from now on is another.
+    pub(crate) fn retire_actor(&mut self, partition: PartitionId) {
+        if self.planted != Some(PlantedBug::ActorKeptAfterLoss) {
+            self.actors.remove(&partition);
+        }
+    }
+
+    /// Every partition's next write has another actor.
+    pub(crate) fn retire_all_actors(&mut self) {
+        self.actors.clear();
+    }
+
+    /// Stores a record, or removes one, with this turn's batch.
+    pub(crate) fn put(&mut self, object: ObjectKey, record: Option<Record>) {
+        let bytes = record.as_ref().map_or(0, Record::encoded_len) + object.key.len();
+        let pending = Pending { record, bytes, sequence: self.turn.sequence };
+        self.unsynced_bytes += bytes;
+        if let Some(before) = self.overlay.insert(object.clone(), pending) {
+            self.unsynced_bytes -= before.bytes;
+        }
+        self.turn.objects.insert(object);
+    }
+
+    /// What this node holds of an object is acknowledged, or will be, before it is synced.
+    pub(crate) fn acknowledged_from_memory(&mut self, object: &ObjectKey, partition: PartitionId) {
+        let Some(sequence) = self.overlay.get(object).map(|pending| pending.sequence) else { return };
+        if sequence == self.turn.sequence {
+            self.turn.from_memory.insert(partition);
+        } else if let Some(batch) = self.in_flight.iter_mut().find(|batch| batch.sequence == sequence) {
+            batch.from_memory.insert(partition);
+        }
+    }
+
+    /// Writes a fact about the node itself with this turn's batch.
+    pub(crate) fn put_meta(&mut self, key: Bytes, value: Option<Bytes>) -> Sequence {
+        self.turn.meta.push(Change { table: Table::Meta, key, value });
+        self.turn.sequence
+    }
+
+    /// Seals the turn: its batch, or none if nothing has changed.
+    pub(crate) fn seal(&mut self) -> Option<Batch> {
+        if self.turn.objects.is_empty() && self.turn.meta.is_empty() {
+            return None;
+        }
+        let next = Turn::new(Sequence(self.turn.sequence.max(self.floor).0 + 1));
+        let turn = std::mem::replace(&mut self.turn, next);
+        let mut changes = turn.meta;
+        changes.reserve(turn.objects.len());
+        for object in &turn.objects {
+            let key = object.encode();
+            let record = self.overlay.get(object).and_then(|pending| pending.record.as_ref());
+            let value = record.map(|record| encode_stored(&key, record));
+            changes.push(Change { table: Table::Records, key, value });
+        }
+        let sequence = turn.sequence;
+        self.in_flight.push_back(InFlight { sequence, objects: turn.objects, from_memory: turn.from_memory });
+        Some(Batch { sequence, changes })
+    }
+
+    /// Batches through `sequence` are synced.
+    pub(crate) fn committed(&mut self, sequence: Sequence) {
+        assert!(sequence < self.turn.sequence, "only what was sealed can be committed");
+        self.synced = self.synced.max(sequence);
+        while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.sequence <= sequence) {
+            self.let_go(&batch);
+        }
+    }
+
+    /// The batch was refused: what only it carried is gone.
+    pub(crate) fn commit_failed(&mut self, sequence: Sequence) -> Failed {
+        let position = self.in_flight.iter().position(|batch| batch.sequence == sequence);
+        let batch =
+            position.and_then(|at| self.in_flight.remove(at)).expect("a refused batch was on its way");
+        self.let_go(&batch);
+        if self.planted != Some(PlantedBug::ActorKeptAfterFailedBatch) {
+            self.retire_all_actors();
+        }
+        Failed { acknowledged: batch.from_memory }
+    }
+
+    /// Drops from the overlay what no later batch has changed.
+    fn let_go(&mut self, batch: &InFlight) {
+        for object in &batch.objects {
+            if self.overlay.get(object).is_some_and(|pending| pending.sequence == batch.sequence)
+                && let Some(pending) = self.overlay.remove(object)
+            {
+                self.unsynced_bytes -= pending.bytes;
+            }
+        }
+    }
+
+    /// No batch after this turn's will have a number up to `sequence`; nor will this turn's, if it is empty so far.
+    pub(crate) fn skip_through(&mut self, sequence: Sequence) {
+        self.floor = self.floor.max(sequence);
+        if !self.has_changes() {
+            self.turn.sequence = self.turn.sequence.max(Sequence(sequence.0 + 1));
+        }
+    }
+
+    /// Up to `limit` objects of a keyspace's part of a partition that come after `after`, with what is held of
+    /// each, and where to go on; none if there is nothing after them. With `end`, all of them up to that key.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`] if the store cannot say what is there.
+    pub(crate) fn stretch(
+        &self,
+        keyspace: KeyspaceId,
+        partition: PartitionId,
+        partitions: Partitions,
+        after: Option<&Bytes>,
+        end: Option<&Bytes>,
+        limit: usize,
+    ) -> Result<(BTreeMap<ObjectKey, Held>, Option<Bytes>), ReadError> {
+        let (start, partition_end) = ObjectKey::range(keyspace, partition, partitions);
+        // A bound just before the first key: no encoded key is as short as a range's start.
+        let after = after.unwrap_or(&start);
+        let end_exclusive = match end {
+            // The stretch ends with this key and includes it.
+            Some(last) => [last, &b"\0"[..]].concat().into(),
+            None => partition_end,
+        };
+        let limit = if end.is_some() { usize::MAX } else { limit };
+        let mut held = BTreeMap::new();
+        let stored = self.store.scan(Table::Records, Some(after), &end_exclusive, limit)?;
+        let until = if stored.len() >= limit { stored.last().map(|(key, _)| key.clone()) } else { None };
+        for (key, value) in &stored {
+            let object = ObjectKey::decode(key).ok_or(ReadError::Damaged)?;
+            held.insert(object, decode_stored(key, value).map_or(Held::Damaged, Held::Record));
+        }
+        let tokens = partitions.range(partition);
+        let first = ObjectKey { keyspace, token: ring::Token(*tokens.start()), key: Bytes::new() };
+        for (object, pending) in self.overlay.range(first..) {
+            if object.keyspace != keyspace || object.token.0 > *tokens.end() {
+                break;
+            }
+            let key = object.encode();
+            if key <= *after || until.as_ref().is_some_and(|until| key > *until) || key >= end_exclusive {
+                continue;
+            }
+            match &pending.record {
+                Some(record) => held.insert(object.clone(), Held::Record(record.clone())),
+                None => held.remove(object),
+            };
+        }
+        Ok((held, until))
+    }
+
+    /// The hybrid clock, to be read and adjusted.
+    pub(crate) fn clock(&mut self) -> &mut HybridClock {
+        &mut self.clock
+    }
+
+    /// The last batch that is synced.
+    pub(crate) fn synced(&self) -> Sequence {
+        self.synced
+    }
+
+    /// The number of the batch that this turn will emit.
+    pub(crate) fn turn_sequence(&self) -> Sequence {
+        self.turn.sequence
+    }
+
+    /// Whether this turn has something to commit.
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.turn.objects.is_empty() || !self.turn.meta.is_empty()
+    }
+
+    /// Bytes written and not yet synced.
+    pub(crate) fn unsynced_bytes(&self) -> usize {
+        self.unsynced_bytes
+    }
+
+    /// The store.
+    pub(crate) fn store(&self) -> &S {
+        &self.store
+    }
+}
+
+impl Turn {
+    fn new(sequence: Sequence) -> Turn {
+        Turn { sequence, objects: BTreeSet::new(), meta: Vec::new(), from_memory: BTreeSet::new() }
+    }
+}
+
+/// Whether a set that a write has made may be stored.
+fn within_limits(set: &SiblingSet, settings: &Settings) -> Result<(), Refusal> {
+    if set.live_len() > settings.siblings_max {
+        return Err(Refusal::TooManySiblings { limit: settings.siblings_max });
+    }
+    let size_bytes = set.bytes_len();
+    if size_bytes > settings.object_bytes_max {
+        return Err(Refusal::TooLarge { size_bytes, limit_bytes: settings.object_bytes_max });
+    }
+    Ok(())
+}

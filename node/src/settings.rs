@@ -1,0 +1,83 @@
+//! What may be set on a node, with the reason for each number.
+
+use std::time::Duration;
+
+use antientropy::version::ContextKey;
+
+/// A node's settings. The defaults are for production.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The cluster's secret, with which contexts are sealed. The same on all nodes.
+    pub context_key: ContextKey,
+    /// A replica that is silent for so long is replaced by the next in a read. Lower asks more replicas than needed;
+    /// higher waits longer for a slow one.
+    pub read_retry_after: Duration,
+    /// A forwarded read that is not answered for so long is forwarded to the next replica too.
+    pub forward_retry_after: Duration,
+    /// A peer that was asked and has said nothing at all for so long counts as down.
+    pub peer_silent_after: Duration,
+    /// How long to wait between two greetings of a peer that does not answer, at first.
+    pub greeting_interval: Duration,
+    /// The longest that this wait grows, doubling.
+    pub greeting_interval_max: Duration,
+    /// Requests under way before new ones are refused. Each holds its record in memory.
+    pub requests_max: usize,
+    /// Bytes written and not yet synced before writes are refused.
+    pub unsynced_bytes_max: usize,
+    /// Messages of a newer epoch that are kept while its document is fetched.
+    pub parked_max: usize,
+    /// Outcomes of writes that are kept for retries.
+    pub outcomes_max: usize,
+    /// How long they are kept.
+    pub outcome_age_max: Duration,
+    /// Concurrent values of one key before a write is refused.
+    pub siblings_max: usize,
+    /// Bytes of one object before a write is refused.
+    pub object_bytes_max: usize,
+    /// How far the node's clock may be from the median of its peers' before it refuses to date writes.
+    pub clock_drift_max: Duration,
+    /// Hints kept for one peer; at the bound the oldest is dropped, which an exchange covers.
+    pub hints_per_peer_max: usize,
+    /// Hints on their way to one peer at once.
+    pub hints_in_flight_max: usize,
+    /// How long a hint is kept.
+    pub hint_age_max: Duration,
+    /// How often each shared partition is compared with each other copy.
+    pub exchange_interval: Duration,
+    /// Exchanges that this node leads at once.
+    pub exchanges_max: usize,
+    /// Keys in one stretch of an exchange.
+    pub exchange_stretch_keys: usize,
+    /// An exchange that got no answer for so long is given up and tried again later.
+    pub exchange_silent_after: Duration,
+}
+
+impl Settings {
+    /// The defaults, under a cluster's secret.
+    #[must_use]
+    pub fn new(context_key: ContextKey) -> Settings {
+        Settings {
+            context_key,
+            read_retry_after: Duration::from_millis(50),
+            forward_retry_after: Duration::from_millis(250),
+            peer_silent_after: Duration::from_millis(500),
+            greeting_interval: Duration::from_millis(100),
+            greeting_interval_max: Duration::from_secs(2),
+            requests_max: 16 * 1024,
+            unsynced_bytes_max: 64 << 20,
+            parked_max: 1024,
+            outcomes_max: 64 * 1024,
+            outcome_age_max: Duration::from_secs(60),
+            siblings_max: 64,
+            object_bytes_max: 8 << 20,
+            clock_drift_max: Duration::from_millis(500),
+            hints_per_peer_max: 64 * 1024,
+            hints_in_flight_max: 32,
+            hint_age_max: Duration::from_secs(3 * 3600),
+            exchange_interval: Duration::from_secs(600),
+            exchanges_max: 2,
+            exchange_stretch_keys: 64,
+            exchange_silent_after: Duration::from_secs(2),
+        }
+    }
+}
