@@ -69,7 +69,8 @@ impl Trio {
             if self.outputs.is_empty() {
                 return replies;
             }
-            for (at, output) in std::mem::take(&mut self.outputs) {
+            let mut outputs = std::mem::take(&mut self.outputs);
+            for (at, output) in outputs.drain(..) {
                 match output {
                     Output::Reply { reply, .. } => replies.push(reply),
                     Output::Send { to, envelope } => {
@@ -85,6 +86,7 @@ impl Trio {
                     }
                 }
             }
+            self.outputs = outputs;
         }
     }
 

@@ -24,6 +24,8 @@ use crate::{message::StartId, storage::Sequence};
 /// This node's copies.
 pub(crate) struct Copies {
     copies: BTreeMap<PartitionId, Copy>,
+    /// Copies with a mark on its way.
+    marking: BTreeSet<PartitionId>,
     /// Counts the times that any copy began to fill, so that an exchange of an earlier time is told apart.
     generations: u64,
 }
@@ -72,7 +74,7 @@ pub(crate) struct Mark {
 impl Copies {
     /// No copies.
     pub(crate) fn new() -> Copies {
-        Copies { copies: BTreeMap::new(), generations: 0 }
+        Copies { copies: BTreeMap::new(), marking: BTreeSet::new(), generations: 0 }
     }
 
     /// Takes over the partitions that a document gives this node, with the epoch of each gain. A copy that is
@@ -187,6 +189,7 @@ impl Copies {
     pub(crate) fn becoming_whole(&mut self, partition: PartitionId, sequence: Sequence) {
         if let Some(Copy { state: State::Filling { becoming, .. }, .. }) = self.copies.get_mut(&partition) {
             *becoming = Some(sequence);
+            self.marking.insert(partition);
         }
     }
 
@@ -194,7 +197,9 @@ impl Copies {
     /// became whole.
     pub(crate) fn committed(&mut self, sequence: Sequence) -> Vec<PartitionId> {
         let mut whole = Vec::new();
-        for (partition, copy) in &mut self.copies {
+        let copies = &mut self.copies;
+        self.marking.retain(|partition| {
+            let Some(copy) = copies.get_mut(partition) else { return false };
             if matches!(copy.memory, Memory::Marking(at) if at <= sequence) {
                 copy.memory = Memory::Marked;
             }
@@ -202,7 +207,9 @@ impl Copies {
                 copy.state = State::Whole;
                 whole.push(*partition);
             }
-        }
+            let is_becoming = matches!(copy.state, State::Filling { becoming: Some(_), .. });
+            is_becoming || matches!(copy.memory, Memory::Marking(_))
+        });
         whole
     }
 
@@ -234,6 +241,7 @@ impl Copies {
     pub(crate) fn marking_memory(&mut self, partition: PartitionId, sequence: Sequence) {
         if let Some(copy) = self.copies.get_mut(&partition) {
             copy.memory = Memory::Marking(sequence);
+            self.marking.insert(partition);
         }
     }
 

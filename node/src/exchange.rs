@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,12 +19,13 @@ use ring::{ClusterDocument, Durability, KeyspaceId, NodeId, PartitionId, StoreId
 
 use crate::{
     coordinator::Step,
-    local::{Event, Local, Waiting},
+    local::{Event, Local},
     message::{MergeOutcome, MergePath, Message, ReadAnswer, ReadKind, ReadPurpose, Tag},
     placement::Owners,
     replica::Held,
     settings::Settings,
     storage::{ObjectKey, ReadError, Store},
+    waiting::Waiting,
 };
 
 /// How long after an exchange that was given up the next is tried.
@@ -195,7 +197,7 @@ impl ExchangeOperation {
     }
 
     /// Sends the peer a record that it lacks.
-    fn give<S: Store>(&mut self, local: &mut Local<S>, object: ObjectKey, record: Record) {
+    fn give<S: Store>(&mut self, local: &mut Local<S>, object: ObjectKey, record: Arc<Record>) {
         let tag = self.question(Awaited::Merge);
         let (durability, path) = (Durability::Disk, MergePath::AntiEntropy);
         local.send(self.peer, Message::Merge { tag, object, record, durability, path });
@@ -231,8 +233,7 @@ impl ExchangeOperation {
             self.is_syncing = true;
             if let Some(sequence) = local.replica.pending_any() {
                 let tag = self.question(Awaited::Sync);
-                let waiting = Waiting::Event { tag, committed: Event::Synced, refused: Event::SyncFailed };
-                local.when_synced(Some(sequence), waiting);
+                local.when_synced(Some(sequence), Waiting::Event { tag, event: Event::Synced });
                 return Step::Continue;
             }
         }
@@ -246,6 +247,9 @@ impl ExchangeOperation {
     }
 }
 
+/// The records of a stretch, and where it ends; no end if nothing comes after it.
+type SharedStretch = (BTreeMap<ObjectKey, Arc<Record>>, Option<Bytes>);
+
 /// The records of a stretch that both this node and a peer are to keep, and where the stretch ends. Damage that is
 /// come across is noted.
 fn shared_stretch<S: Store>(
@@ -255,7 +259,7 @@ fn shared_stretch<S: Store>(
     partition: PartitionId,
     peer: NodeId,
     (after, end, limit): (Option<&Bytes>, Option<&Bytes>, usize),
-) -> Result<(BTreeMap<ObjectKey, Record>, Option<Bytes>), ReadError> {
+) -> Result<SharedStretch, ReadError> {
     let stretch = local.replica.stretch(keyspace, partition, document.partitions, after, end, limit);
     let (held, until) = stretch.inspect_err(|_| local.fill(partition))?;
     let mut shared = BTreeMap::new();
@@ -292,10 +296,9 @@ pub(crate) fn answer_tree<S: Store>(
         return local.send(from, Message::Declined { tag });
     };
     let entries = shared.into_iter().map(|(object, record)| (object, record.digest())).collect();
-    let committed = Message::Stretch { tag, entries, until };
-    let waiting = Waiting::Message { to: from, committed, refused: Message::Declined { tag } };
+    let message = Message::Stretch { tag, entries, until };
     let pending = local.replica.pending_any();
-    local.when_synced(pending, waiting);
+    local.when_synced(pending, Waiting::Message { to: from, message });
 }
 
 /// Which partition is compared with whom, and when.

@@ -9,6 +9,7 @@
 //! a *tree* range. Client writes, read repair, hints, exchanges and data movement all end in the same merge, which is
 //! commutative, associative and idempotent; so none of them needs an order or a lock against the others.
 
+mod cache;
 mod coordinator;
 mod copies;
 mod counters;
@@ -25,6 +26,7 @@ mod recovery;
 mod replica;
 mod settings;
 pub mod storage;
+mod waiting;
 
 pub use counters::Counters;
 pub use event::{ClientTag, Input, Now, Output, Wake};

@@ -28,6 +28,7 @@ use crate::{
     replica::{Held, Replica},
     settings::Settings,
     storage::{ObjectKey, Sequence, Store, seal_stored},
+    waiting::{Waiting, WaitingRoom},
 };
 
 /// See the module's documentation.
@@ -49,7 +50,7 @@ pub(crate) struct Local<S> {
     /// Events for operations of this node, to be delivered before the turn ends.
     pub(crate) events: VecDeque<(Tag, Event)>,
     /// What a batch releases when it is committed.
-    pub(crate) waiting: BTreeMap<Sequence, Vec<Waiting>>,
+    pub(crate) waiting: WaitingRoom,
     /// When operations want to be woken.
     pub(crate) timers: BTreeSet<(Duration, u64)>,
     /// Copies that began to fill, or to be held, since the scheduler last looked.
@@ -98,16 +99,6 @@ pub(crate) enum Event {
     Synced,
     /// It is not, and parts of it are lost.
     SyncFailed,
-}
-
-/// What waits for a batch.
-pub(crate) enum Waiting {
-    /// A message, and what to say instead if the batch is refused.
-    Message { to: NodeId, committed: Message, refused: Message },
-    /// An event for an operation of this node.
-    Event { tag: Tag, committed: Event, refused: Event },
-    /// The document that the batch carries.
-    Document(Arc<ClusterDocument>),
 }
 
 impl<S: Store> Local<S> {
@@ -172,20 +163,16 @@ impl<S: Store> Local<S> {
     /// Lets something wait for a batch; without one, it happens at once.
     pub(crate) fn when_synced(&mut self, sequence: Option<Sequence>, waiting: Waiting) {
         match sequence {
-            Some(sequence) => self.waiting.entry(sequence).or_default().push(waiting),
-            None => self.release(waiting, true),
+            Some(sequence) => self.waiting.add(sequence, waiting),
+            None => self.release(waiting),
         }
     }
 
     /// What waited for a batch happens. Documents are adopted by the node, not here.
-    pub(crate) fn release(&mut self, waiting: Waiting, is_committed: bool) {
+    pub(crate) fn release(&mut self, waiting: Waiting) {
         match waiting {
-            Waiting::Message { to, committed, refused } => {
-                self.send(to, if is_committed { committed } else { refused });
-            }
-            Waiting::Event { tag, committed, refused } => {
-                self.events.push_back((tag, if is_committed { committed } else { refused }));
-            }
+            Waiting::Message { to, message } => self.send(to, message),
+            Waiting::Event { tag, event } => self.events.push_back((tag, event)),
             Waiting::Document(_) => unreachable!("documents are taken out before"),
         }
     }
@@ -195,7 +182,7 @@ impl<S: Store> Local<S> {
         &mut self,
         object: &ObjectKey,
         partition: PartitionId,
-    ) -> Result<Option<Record>, Damaged> {
+    ) -> Result<Option<Arc<Record>>, Damaged> {
         match self.replica.held(object) {
             Held::Record(record) => Ok(Some(record)),
             Held::Nothing => Ok(None),
@@ -247,34 +234,57 @@ impl<S: Store> Local<S> {
     pub(crate) fn merge(
         &mut self,
         object: &ObjectKey,
-        record: &Record,
+        record: &Arc<Record>,
         durability: Durability,
         path: MergePath,
     ) -> Result<Acknowledgement, MergeRefusal> {
-        let partitions = self.document.as_ref().ok_or(MergeRefusal::NotOwner)?.partitions;
-        let partition = object.partition(partitions);
-        let gained = self.copies.gained(partition).ok_or(MergeRefusal::NotOwner)?;
+        let (partition, _) = self.copy_of(object)?;
         if self.replica.unsynced_bytes() > self.settings.unsynced_bytes_max {
             self.counters.merges_refused += 1;
             return Err(MergeRefusal::Overloaded);
         }
         let local = self.held(object, partition).unwrap_or(None);
         match local {
-            None => self.replica.put(object.clone(), Some(record.clone())),
-            Some(mut local) => {
-                let outcome = local.merge(record);
+            None => {
+                self.counters.merged(path);
+                self.replica.put(object.clone(), Some(Arc::clone(record)));
+            }
+            // Siblings that are here already need no copy to find out; of two last-write-wins versions the loser is
+            // counted, whichever it is.
+            Some(local) if matches!(*local, Record::Siblings(_)) && local.dominates(record) => {}
+            Some(local) => {
+                let mut joined = Arc::unwrap_or_clone(local);
+                let outcome = joined.merge(record);
                 self.counters.lww_discarded += u64::from(outcome.discarded_concurrent);
                 if outcome.changed {
                     self.counters.merged(path);
-                    self.replica.put(object.clone(), Some(local));
+                    self.replica.put(object.clone(), Some(Arc::new(joined)));
                 }
             }
         }
+        self.acknowledge(object, durability)
+    }
+
+    /// Acknowledges what this node holds of an object.
+    pub(crate) fn acknowledge(
+        &mut self,
+        object: &ObjectKey,
+        durability: Durability,
+    ) -> Result<Acknowledgement, MergeRefusal> {
+        let (partition, gained) = self.copy_of(object)?;
         Ok(Acknowledgement { gained, after: self.acknowledge_after(object, partition, durability) })
     }
 
+    /// The partition of an object, and since when this node has a copy of it.
+    fn copy_of(&self, object: &ObjectKey) -> Result<(PartitionId, Epoch), MergeRefusal> {
+        let partitions = self.document.as_ref().ok_or(MergeRefusal::NotOwner)?.partitions;
+        let partition = object.partition(partitions);
+        let gained = self.copies.gained(partition).ok_or(MergeRefusal::NotOwner)?;
+        Ok((partition, gained))
+    }
+
     /// The batch to wait for before what is held of an object is acknowledged; none if it may be at once.
-    pub(crate) fn acknowledge_after(
+    fn acknowledge_after(
         &mut self,
         object: &ObjectKey,
         partition: PartitionId,
@@ -309,7 +319,7 @@ impl<S: Store> Local<S> {
         let partition = object.partition(document.partitions);
         let durable = match purpose {
             ReadPurpose::Count { n, durable } => {
-                let Some(owners) = Owners::of(&document, object.keyspace, partition, n) else {
+                let Some(owners) = Owners::of(&document, object.keyspace(), partition, n) else {
                     return (ReadAnswer::NotOwner, None);
                 };
                 if !owners.contains(self.node) || self.copies.gained(partition).is_none() {
@@ -327,7 +337,7 @@ impl<S: Store> Local<S> {
         let answer = match kind {
             ReadKind::Data => ReadAnswer::Data(record),
             ReadKind::Digest => {
-                ReadAnswer::Digest(record.as_ref().map_or(VersionDigest::ABSENT, Record::digest))
+                ReadAnswer::Digest(record.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest()))
             }
         };
         (answer, after)

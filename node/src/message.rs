@@ -100,7 +100,7 @@ pub enum Message {
         /// The object.
         object: ObjectKey,
         /// What to join.
-        record: Record,
+        record: Arc<Record>,
         /// When it may be acknowledged.
         durability: Durability,
         /// Which of the ways in this is.
@@ -226,7 +226,7 @@ pub enum ReadPurpose {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadAnswer {
     /// The record, if there is one.
-    Data(Option<Record>),
+    Data(Option<Arc<Record>>),
     /// The record's digest, or the absent digest.
     Digest(VersionDigest),
     /// No answer that could count: the copy is filling, not yet greeted by those it shares with, or damaged.

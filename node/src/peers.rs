@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use antientropy::version::UnixMillis;
 use ring::{NodeId, StoreId};
+use smallvec::SmallVec;
 
 use crate::{event::Now, message::StartId, settings::Settings, storage::Sequence};
 
@@ -43,8 +44,12 @@ struct Peer {
     ever_greeted: bool,
     /// Hellos without an answer.
     unanswered: u32,
+    /// Whether it is to be greeted at once, because there is news in the header.
+    has_news: bool,
     /// When to greet or probe it next.
     next_greeting: Duration,
+    /// When it was last heard.
+    last_heard: Duration,
     /// Since when an answer of any kind has been awaited.
     waiting_since: Option<Duration>,
     /// A moving average of its answers' delays.
@@ -145,6 +150,7 @@ impl Peers {
             peer.latency = (peer.latency * 7 + sample) / 8;
         }
         peer.unanswered = 0;
+        peer.last_heard = now.monotonic;
         let offset = wall.0.cast_signed().saturating_sub(now.wall.0.cast_signed());
         peer.clock.sample(now.monotonic, offset);
     }
@@ -206,18 +212,27 @@ impl Peers {
 
     /// How far this node's clock is ahead of the median of its peers', in milliseconds; none if none was heard.
     pub(crate) fn drift_ms(&self) -> Option<i64> {
-        let mut offsets: Vec<i64> = self.peers.values().filter_map(|peer| peer.clock.best()).collect();
+        let mut offsets: SmallVec<[i64; 8]> =
+            self.peers.values().filter_map(|peer| peer.clock.best()).collect();
         offsets.sort_unstable();
         // Of an even number the one nearer to us: a clock is not refused on half of the evidence.
         let (low, high) = (offsets.get(offsets.len().checked_sub(1)? / 2)?, offsets.get(offsets.len() / 2)?);
         Some(-if low.abs() <= high.abs() { *low } else { *high })
     }
 
+    /// Every peer is to be greeted at the next occasion: there is news in the header.
+    pub(crate) fn greet_all_soon(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.has_news = true;
+        }
+    }
+
     /// The peers to be greeted now; each is due again after its interval.
     pub(crate) fn due(&mut self, now: Now, settings: &Settings) -> Vec<NodeId> {
         let mut due = Vec::new();
         for (node, peer) in &mut self.peers {
-            if peer.wants_greeting(now, settings) && peer.next_greeting <= now.monotonic {
+            let is_due = peer.wants_greeting(now, settings) && peer.next_greeting <= now.monotonic;
+            if is_due || std::mem::take(&mut peer.has_news) {
                 due.push(*node);
                 let doubled = settings.greeting_interval.saturating_mul(1 << peer.unanswered.min(16));
                 peer.next_greeting = now.monotonic + doubled.min(settings.greeting_interval_max);
@@ -229,12 +244,16 @@ impl Peers {
 
     /// When a peer is to be greeted next.
     pub(crate) fn next_due(&self, settings: &Settings) -> Option<Duration> {
-        let when = |peer: &Peer| match peer.waiting_since {
-            _ if !peer.greeted => Some(peer.next_greeting),
-            Some(since) => Some(peer.next_greeting.max(since + settings.peer_silent_after)),
-            None => None,
+        let when = |peer: &Peer| {
+            let quiet = peer.last_heard + settings.gossip_interval;
+            let wanted = match peer.waiting_since {
+                _ if !peer.greeted => Duration::ZERO,
+                Some(since) => quiet.min(since + settings.peer_silent_after),
+                None => quiet,
+            };
+            wanted.max(peer.next_greeting)
         };
-        self.peers.values().filter_map(when).min()
+        self.peers.values().map(when).min()
     }
 }
 
@@ -244,7 +263,12 @@ impl Peer {
     }
 
     fn wants_greeting(&self, now: Now, settings: &Settings) -> bool {
-        !self.greeted || self.is_silent(now, settings)
+        !self.greeted || self.is_silent(now, settings) || self.is_quiet(now, settings)
+    }
+
+    /// Nothing has been heard of it for so long that one of the two may have missed an epoch.
+    fn is_quiet(&self, now: Now, settings: &Settings) -> bool {
+        now.monotonic >= self.last_heard + settings.gossip_interval
     }
 }
 

@@ -3,11 +3,12 @@
 use antientropy::version::CopyCount;
 use client::Copies;
 use ring::{ClusterDocument, DatacenterId, Epoch, KeyspaceId, NodeId, PartitionId, REPLICAS_MAX};
+use smallvec::SmallVec;
 
 /// The replicas of one request, in the order of datacenters and preference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Owners {
-    owners: Vec<OwnerAt>,
+    owners: SmallVec<[OwnerAt; 4]>,
 }
 
 /// One of them.
@@ -52,7 +53,7 @@ impl Owners {
         partition: PartitionId,
         count: impl Fn(u8) -> u8,
     ) -> Owners {
-        let mut owners = Vec::with_capacity(REPLICAS_MAX);
+        let mut owners = SmallVec::new();
         for (&datacenter, &own) in replication {
             let list = document.preference_list(datacenter, partition);
             let first = list.iter().take(usize::from(count(own)).min(REPLICAS_MAX));
@@ -63,7 +64,7 @@ impl Owners {
 
     /// How many there are in each datacenter.
     pub(crate) fn copies(&self) -> Copies {
-        let mut counts: Vec<(DatacenterId, u8)> = Vec::with_capacity(2);
+        let mut counts: SmallVec<[(DatacenterId, u8); 4]> = SmallVec::new();
         for owner in &self.owners {
             match counts.last_mut() {
                 Some((datacenter, count)) if *datacenter == owner.datacenter => *count += 1,

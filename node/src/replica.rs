@@ -9,7 +9,11 @@
 //! context claims to have seen every dot of `a` up to `c`; that is true only because an actor never writes on top of
 //! less than its own past.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound,
+    sync::Arc,
+};
 
 use antientropy::version::{
     Actor, Context, CopyCount, Counter, Dot, HybridClock, LwwVersion, Record, SiblingSet, Value,
@@ -21,6 +25,7 @@ use rand_core::Rng;
 use ring::{ConflictPolicy, KeyspaceId, PartitionId, Partitions};
 
 use crate::{
+    cache::RecordCache,
     event::Now,
     planted::PlantedBug,
     settings::Settings,
@@ -33,6 +38,7 @@ pub(crate) struct Replica<S> {
     clock: HybridClock,
     actors: BTreeMap<PartitionId, Actor>,
     overlay: BTreeMap<ObjectKey, Pending>,
+    cache: RecordCache,
     /// Bytes of the overlay's records.
     unsynced_bytes: usize,
     turn: Turn,
@@ -45,7 +51,7 @@ pub(crate) struct Replica<S> {
 
 /// A record whose last change is not synced.
 struct Pending {
-    record: Option<Record>,
+    record: Option<Arc<Record>>,
     bytes: usize,
     sequence: Sequence,
 }
@@ -53,7 +59,8 @@ struct Pending {
 /// The batch that this turn will emit.
 struct Turn {
     sequence: Sequence,
-    objects: BTreeSet<ObjectKey>,
+    /// Each object once.
+    objects: Vec<ObjectKey>,
     meta: Vec<Change>,
     /// Partitions in which something of this batch is acknowledged before it is synced.
     from_memory: BTreeSet<PartitionId>,
@@ -62,7 +69,7 @@ struct Turn {
 /// A batch on its way.
 struct InFlight {
     sequence: Sequence,
-    objects: BTreeSet<ObjectKey>,
+    objects: Vec<ObjectKey>,
     from_memory: BTreeSet<PartitionId>,
 }
 
@@ -70,11 +77,18 @@ struct InFlight {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
     /// This.
-    Record(Record),
+    Record(Arc<Record>),
     /// Nothing.
     Nothing,
     /// Something that cannot be read.
     Damaged,
+}
+
+impl Held {
+    /// What a stored value holds.
+    fn decode(key: &[u8], stored: &Bytes) -> Held {
+        decode_stored(key, stored).map_or(Held::Damaged, |record| Held::Record(Arc::new(record)))
+    }
 }
 
 /// What a write wants.
@@ -99,13 +113,14 @@ pub(crate) struct Failed {
 
 impl<S: Store> Replica<S> {
     /// The replica over a store that was just opened.
-    pub(crate) fn new(store: S, planted: Option<PlantedBug>) -> Replica<S> {
+    pub(crate) fn new(store: S, settings: &Settings, planted: Option<PlantedBug>) -> Replica<S> {
         let synced = store.recovered();
         Replica {
             store,
             clock: HybridClock::new(),
             actors: BTreeMap::new(),
             overlay: BTreeMap::new(),
+            cache: RecordCache::new(settings.cached_records),
             unsynced_bytes: 0,
             turn: Turn::new(Sequence(synced.0 + 1)),
             in_flight: VecDeque::new(),
@@ -116,19 +131,46 @@ impl<S: Store> Replica<S> {
     }
 
     /// What this node holds of an object.
-    pub(crate) fn held(&self, object: &ObjectKey) -> Held {
+    pub(crate) fn held(&mut self, object: &ObjectKey) -> Held {
         match self.overlay.get(object) {
-            Some(Pending { record: Some(record), .. }) => Held::Record(record.clone()),
-            Some(Pending { record: None, .. }) => Held::Nothing,
-            None => {
-                let key = object.encode();
-                match self.store.get(Table::Records, &key) {
-                    Ok(None) => Held::Nothing,
-                    Ok(Some(stored)) => decode_stored(&key, &stored).map_or(Held::Damaged, Held::Record),
-                    Err(_) => Held::Damaged,
-                }
-            }
+            Some(Pending { record: Some(record), .. }) => return Held::Record(Arc::clone(record)),
+            Some(Pending { record: None, .. }) => return Held::Nothing,
+            None => {}
         }
+        if let Some(record) = self.cache.get(object) {
+            return Held::Record(Arc::clone(record));
+        }
+        let held = self.stored(object);
+        if let Held::Record(record) = &held {
+            self.cache.insert(object, record);
+        }
+        held
+    }
+
+    /// What the store holds of an object.
+    fn stored(&self, object: &ObjectKey) -> Held {
+        let key = object.encoded();
+        match self.store.get(Table::Records, key) {
+            Ok(None) => Held::Nothing,
+            Ok(Some(stored)) => Held::decode(key, &stored),
+            Err(_) => Held::Damaged,
+        }
+    }
+
+    /// What this node holds of an object, for inspection: nothing is kept in memory because of it.
+    pub(crate) fn inspect(&self, object: &ObjectKey) -> Held {
+        match self.overlay.get(object) {
+            Some(Pending { record: Some(record), .. }) => Held::Record(Arc::clone(record)),
+            Some(Pending { record: None, .. }) => Held::Nothing,
+            None => self.stored(object),
+        }
+    }
+
+    /// Whether what is held of an object is just this record, which was written and is not synced: what a coordinator
+    /// has minted a moment ago.
+    pub(crate) fn holds_unsynced(&self, object: &ObjectKey, record: &Arc<Record>) -> bool {
+        let held = self.overlay.get(object).and_then(|pending| pending.record.as_ref());
+        held.is_some_and(|held| Arc::ptr_eq(held, record))
     }
 
     /// The batch that carries the last change of an object; none if it is synced.
@@ -148,7 +190,8 @@ impl<S: Store> Replica<S> {
         }
     }
 
-    /// Mints a version of `object` on top of `local`, what this node holds of it, and stores the result.
+    /// Mints a version of `object` on top of what this node holds of it, and stores the result. The caller has seen
+    /// to damage before: what cannot be read counts as nothing.
     ///
     /// # Errors
     ///
@@ -158,16 +201,20 @@ impl<S: Store> Replica<S> {
         now: Now,
         object: &ObjectKey,
         partition: PartitionId,
-        local: Option<Record>,
         mint: Mint,
         settings: &Settings,
         rng: &mut ChaCha8Rng,
-    ) -> Result<(Dot, Record), Refusal> {
-        let floor = local.as_ref().map_or(Counter::ZERO, Record::highest).max(mint.context.highest());
+    ) -> Result<(Dot, Arc<Record>), Refusal> {
+        let local = match self.held(object) {
+            Held::Record(record) => Some(record),
+            Held::Nothing | Held::Damaged => None,
+        };
+        let floor =
+            local.as_ref().map_or(Counter::ZERO, |record| record.highest()).max(mint.context.highest());
         let mut counter = self.clock.tick(now.wall).max(floor.next());
         let record = match mint.conflict {
             ConflictPolicy::Siblings => {
-                let mut set = match local {
+                let mut set = match local.map(Arc::unwrap_or_clone) {
                     Some(Record::Siblings(set)) => set,
                     Some(Record::Lww(_)) => unreachable!("a keyspace's conflict policy never changes"),
                     None => SiblingSet::new(),
@@ -198,7 +245,8 @@ impl<S: Store> Replica<S> {
             }
         };
         let (dot, record) = record;
-        self.put(object.clone(), Some(record.clone()));
+        let record = Arc::new(record);
+        self.put(object.clone(), Some(Arc::clone(&record)));
         Ok((dot, record))
     }
 
@@ -220,14 +268,16 @@ impl<S: Store> Replica<S> {
     }
 
     /// Stores a record, or removes one, with this turn's batch.
-    pub(crate) fn put(&mut self, object: ObjectKey, record: Option<Record>) {
-        let bytes = record.as_ref().map_or(0, Record::encoded_len) + object.key.len();
+    pub(crate) fn put(&mut self, object: ObjectKey, record: Option<Arc<Record>>) {
+        let bytes = record.as_ref().map_or(0, |record| record.encoded_len()) + object.encoded().len();
         let pending = Pending { record, bytes, sequence: self.turn.sequence };
         self.unsynced_bytes += bytes;
-        if let Some(before) = self.overlay.insert(object.clone(), pending) {
-            self.unsynced_bytes -= before.bytes;
+        let before = self.overlay.insert(object.clone(), pending);
+        self.unsynced_bytes -= before.as_ref().map_or(0, |before| before.bytes);
+        if before.is_none_or(|before| before.sequence != self.turn.sequence) {
+            self.cache.remove(&object);
+            self.turn.objects.push(object);
         }
-        self.turn.objects.insert(object);
     }
 
     /// What this node holds of an object is acknowledged, or will be, before it is synced.
@@ -256,7 +306,7 @@ impl<S: Store> Replica<S> {
         let mut changes = turn.meta;
         changes.reserve(turn.objects.len());
         for object in &turn.objects {
-            let key = object.encode();
+            let key = object.encoded().clone();
             let record = self.overlay.get(object).and_then(|pending| pending.record.as_ref());
             let value = record.map(|record| encode_stored(&key, record));
             changes.push(Change { table: Table::Records, key, value });
@@ -271,7 +321,7 @@ impl<S: Store> Replica<S> {
         assert!(sequence < self.turn.sequence, "only what was sealed can be committed");
         self.synced = self.synced.max(sequence);
         while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.sequence <= sequence) {
-            self.let_go(&batch);
+            self.let_go(&batch, true);
         }
     }
 
@@ -280,20 +330,23 @@ impl<S: Store> Replica<S> {
         let position = self.in_flight.iter().position(|batch| batch.sequence == sequence);
         let batch =
             position.and_then(|at| self.in_flight.remove(at)).expect("a refused batch was on its way");
-        self.let_go(&batch);
+        self.let_go(&batch, false);
         if self.planted != Some(PlantedBug::ActorKeptAfterFailedBatch) {
             self.retire_all_actors();
         }
         Failed { acknowledged: batch.from_memory }
     }
 
-    /// Drops from the overlay what no later batch has changed.
-    fn let_go(&mut self, batch: &InFlight) {
+    /// Drops from the overlay what no later batch has changed. What is committed, the store now holds.
+    fn let_go(&mut self, batch: &InFlight, is_committed: bool) {
         for object in &batch.objects {
             if self.overlay.get(object).is_some_and(|pending| pending.sequence == batch.sequence)
                 && let Some(pending) = self.overlay.remove(object)
             {
                 self.unsynced_bytes -= pending.bytes;
+                if let Some(record) = pending.record.filter(|_| is_committed) {
+                    self.cache.insert(object, &record);
+                }
             }
         }
     }
@@ -335,17 +388,12 @@ impl<S: Store> Replica<S> {
         let until = if stored.len() >= limit { stored.last().map(|(key, _)| key.clone()) } else { None };
         for (key, value) in &stored {
             let object = ObjectKey::decode(key).ok_or(ReadError::Damaged)?;
-            held.insert(object, decode_stored(key, value).map_or(Held::Damaged, Held::Record));
+            held.insert(object, Held::decode(key, value));
         }
-        let tokens = partitions.range(partition);
-        let first = ObjectKey { keyspace, token: ring::Token(*tokens.start()), key: Bytes::new() };
-        for (object, pending) in self.overlay.range(first..) {
-            if object.keyspace != keyspace || object.token.0 > *tokens.end() {
+        let pending = self.overlay.range((Bound::Excluded(ObjectKey::bound(after)), Bound::Unbounded));
+        for (object, pending) in pending.take_while(|(object, _)| object.encoded() < &end_exclusive) {
+            if until.as_ref().is_some_and(|until| object.encoded() > until) {
                 break;
-            }
-            let key = object.encode();
-            if key <= *after || until.as_ref().is_some_and(|until| key > *until) || key >= end_exclusive {
-                continue;
             }
             match &pending.record {
                 Some(record) => held.insert(object.clone(), Held::Record(record.clone())),
@@ -388,7 +436,7 @@ impl<S: Store> Replica<S> {
 
 impl Turn {
     fn new(sequence: Sequence) -> Turn {
-        Turn { sequence, objects: BTreeSet::new(), meta: Vec::new(), from_memory: BTreeSet::new() }
+        Turn { sequence, objects: Vec::new(), meta: Vec::new(), from_memory: BTreeSet::new() }
     }
 }
 

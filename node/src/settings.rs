@@ -20,8 +20,13 @@ pub struct Settings {
     pub greeting_interval: Duration,
     /// The longest that this wait grows, doubling.
     pub greeting_interval_max: Duration,
+    /// A peer that has said nothing for so long is greeted, so that both learn of the other's epoch. Lower spreads
+    /// documents sooner among nodes that have nothing else to say; higher is quieter.
+    pub gossip_interval: Duration,
     /// Requests under way before new ones are refused. Each holds its record in memory.
     pub requests_max: usize,
+    /// Recently used records that are kept in memory, each of at most 4 KiB. More answer more reads without the store.
+    pub cached_records: usize,
     /// Bytes written and not yet synced before writes are refused.
     pub unsynced_bytes_max: usize,
     /// Messages of a newer epoch that are kept while its document is fetched.
@@ -63,7 +68,9 @@ impl Settings {
             peer_silent_after: Duration::from_millis(500),
             greeting_interval: Duration::from_millis(100),
             greeting_interval_max: Duration::from_secs(2),
+            gossip_interval: Duration::from_secs(1),
             requests_max: 16 * 1024,
+            cached_records: 16 * 1024,
             unsynced_bytes_max: 64 << 20,
             parked_max: 1024,
             outcomes_max: 64 * 1024,

@@ -68,7 +68,7 @@ pub(crate) fn locate<S: Store>(local: &Local<S>, request: &Request) -> Result<Lo
             return Err(Refusal::BadCopies { asked, possible });
         }
     }
-    let object = ObjectKey::new(keyspace, key.clone());
+    let object = ObjectKey::new(keyspace, key);
     let partition = object.partition(document.partitions);
     let owners = Owners::of(document, keyspace, partition, n).ok_or(Refusal::UnknownKeyspace)?;
     Ok(Located { object, partition, owners, n, conflict: rules.conflict, durability: rules.durability })
@@ -141,7 +141,7 @@ fn plan<S: Store>(
 ) -> Result<WritePlan, Refusal> {
     let tally = tally(local, Operation::Write, options.level, &located.owners)?;
     let context =
-        open_context(local, located.object.keyspace, &located.object.key, options.context.as_ref())?;
+        open_context(local, located.object.keyspace(), located.object.key_bytes(), options.context.as_ref())?;
     let seen = check_clocks(local, options.seen)?;
     if local.replica.unsynced_bytes() > local.settings.unsynced_bytes_max {
         return Err(Refusal::Overloaded(Limit::Unsynced));
@@ -192,13 +192,13 @@ fn check_clocks<S: Store>(local: &Local<S>, seen: Option<u64>) -> Result<Counter
 }
 
 impl WritePlan {
-    /// What the replica has to mint.
-    pub(crate) fn mint(&self) -> Mint {
+    /// What the replica has to mint: taken out of the plan, which is of no other use.
+    pub(crate) fn mint(&mut self) -> Mint {
         Mint {
             conflict: self.located.conflict,
-            context: self.context.clone(),
+            context: std::mem::take(&mut self.context),
             seen: self.seen,
-            value: self.value.clone(),
+            value: self.value.take(),
             copies: self.located.n.map_or(CopyCount::DEFAULT, CopyCount::explicit),
         }
     }

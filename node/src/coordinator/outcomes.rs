@@ -47,6 +47,7 @@ impl Outcomes {
 
     /// How the write with this id ended, if it is remembered.
     pub(crate) fn find(&self, request: RequestId) -> Option<&Outcome> {
+        // An id of zero was never remembered.
         self.by_request.get(&request)
     }
 

@@ -5,9 +5,9 @@
 //! Where digests differ it fetches, joins, answers and repairs. A *blocking* read answers only when enough replicas
 //! are known to hold durably what it says, so that no later read of the same kind goes back.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use antientropy::version::{Context, Dot, Record, VersionDigest};
+use antientropy::version::{Dot, Record, VersionDigest};
 use client::{
     Freshness, GetError, GetReply, Level, Operation, ReadRepair, Refusal, Reply, ReturnedValue, Version,
 };
@@ -20,11 +20,12 @@ use super::{
     tally::{Tally, Verdict, Vote},
 };
 use crate::{
-    local::{Event, Local, Waiting},
+    local::{Event, Local},
     message::{MergePath, Message, ReadAnswer, ReadKind, ReadPurpose, Tag},
     placement::Owners,
     planted::PlantedBug,
     storage::Store,
+    waiting::Waiting,
 };
 
 /// A get under way, or the read of a delete that came without a context.
@@ -61,7 +62,13 @@ enum Phase {
     /// Waiting for answers.
     Gathering,
     /// Waiting for enough replicas to hold the result.
-    Holding { result: Record, freshness: Freshness, holders: Tally, holding: Vec<NodeId>, spread: Spread },
+    Holding {
+        result: Arc<Record>,
+        freshness: Freshness,
+        holders: Tally,
+        holding: Vec<NodeId>,
+        spread: Spread,
+    },
     /// Answered; stale replicas are being mended.
     Repairing { spread: Spread },
 }
@@ -81,7 +88,7 @@ struct Asked {
 #[derive(Clone, Debug)]
 enum Answer {
     Digest(VersionDigest),
-    Data(Option<Record>, VersionDigest),
+    Data(Option<Arc<Record>>, VersionDigest),
     /// Nothing that counts.
     Void,
 }
@@ -187,7 +194,7 @@ impl ReadOperation {
         }
         let document = local.document.clone().expect("it has just changed");
         let Located { object, partition, n, .. } = &self.located;
-        let owners = Owners::of(&document, object.keyspace, *partition, *n);
+        let owners = Owners::of(&document, object.keyspace(), *partition, *n);
         let tally =
             owners.as_ref().map(|owners| super::admit::tally(local, Operation::Read, self.level, owners));
         match (owners, tally) {
@@ -273,14 +280,15 @@ impl ReadOperation {
 
     fn ask<S: Store>(&self, local: &mut Local<S>, node: NodeId, kind: ReadKind) {
         let tag = Tag { operation: self.operation, question: self.question };
-        let durable = self.repair == ReadRepair::Blocking;
+        // A delete that finds nothing is acknowledged on the strength of its read.
+        let is_delete = matches!(self.purpose, Purpose::Delete(..));
+        let durable = self.repair == ReadRepair::Blocking || is_delete;
         let purpose = ReadPurpose::Count { n: self.located.n, durable };
         let object = self.located.object.clone();
         if node == local.node {
             let (answer, after) = local.read(&object, kind, purpose);
-            let committed = Event::Answered { from: node, answer };
-            let refused = Event::Answered { from: node, answer: ReadAnswer::Filling };
-            local.when_synced(after, Waiting::Event { tag, committed, refused });
+            let event = Event::Answered { from: node, answer };
+            local.when_synced(after, Waiting::Event { tag, event });
         } else {
             local.send(node, Message::Read { tag, object, kind, purpose });
         }
@@ -295,7 +303,7 @@ impl ReadOperation {
             }
             ReadAnswer::Digest(_) => {}
             ReadAnswer::Data(record) => {
-                let digest = record.as_ref().map_or(VersionDigest::ABSENT, Record::digest);
+                let digest = record.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest());
                 asked.answer = Some(Answer::Data(record, digest));
             }
             ReadAnswer::Filling | ReadAnswer::NotOwner => asked.answer = Some(Answer::Void),
@@ -362,13 +370,13 @@ impl ReadOperation {
         if is_fetching {
             return Ended::Step(Step::Continue);
         }
-        let mut result: Option<Record> = None;
+        let mut result: Option<Arc<Record>> = None;
         for asked in &self.asked {
             if let Some(Answer::Data(Some(record), _)) = &asked.answer {
                 match &mut result {
-                    None => result = Some(record.clone()),
+                    None => result = Some(Arc::clone(record)),
                     Some(result) => {
-                        result.merge(record);
+                        Arc::make_mut(result).merge(record);
                     }
                 }
             }
@@ -377,8 +385,8 @@ impl ReadOperation {
     }
 
     /// The result is known: who holds it, who is stale, and whether it may be told already.
-    fn conclude<S: Store>(&mut self, local: &mut Local<S>, result: Option<Record>) -> Ended {
-        let digest = result.as_ref().map_or(VersionDigest::ABSENT, Record::digest);
+    fn conclude<S: Store>(&mut self, local: &mut Local<S>, result: Option<Arc<Record>>) -> Ended {
+        let digest = result.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest());
         let (mut holding, mut stale) = (Vec::new(), Vec::new());
         for asked in &self.asked {
             match &asked.answer {
@@ -424,7 +432,7 @@ impl ReadOperation {
         self.go_on_repairing(local, ended, spread)
     }
 
-    fn spread<S: Store>(&self, local: &mut Local<S>, result: &Record, nodes: &[NodeId]) -> Spread {
+    fn spread<S: Store>(&self, local: &mut Local<S>, result: &Arc<Record>, nodes: &[NodeId]) -> Spread {
         let tag = Tag { operation: self.operation, question: self.question };
         let owners: Vec<_> =
             self.located.owners.iter().filter(|owner| nodes.contains(&owner.node)).copied().collect();
@@ -432,7 +440,7 @@ impl ReadOperation {
             local,
             tag,
             self.located.object.clone(),
-            result.clone(),
+            Arc::clone(result),
             Durability::Disk,
             MergePath::ReadRepair,
             owners.into_iter(),
@@ -495,10 +503,11 @@ impl ReadOperation {
                 Ended::Step(Step::Done)
             }
             Purpose::Delete(requester, mut plan) => {
-                plan.context = match result {
-                    Some(result) if !result.live(local.now.wall).is_empty() => result.context(),
-                    Some(_) | None => Context::new(),
-                };
+                // Where the replicas do not agree, a value that is gone from the joined record is still shown by one of
+                // them: it has to be deleted there too.
+                let is_to_do =
+                    |result: &&Record| !freshness.agreed || !result.live(local.now.wall).is_empty();
+                plan.context = result.filter(is_to_do).map(Record::context).unwrap_or_default();
                 Ended::Delete { requester, plan, deadline: self.deadline }
             }
             Purpose::Answered => Ended::Step(Step::Done),
@@ -522,7 +531,7 @@ impl ReadOperation {
         let object = &self.located.object;
         GetReply {
             values: values.into_iter().map(returned).collect(),
-            context: local.settings.context_key.seal(object.keyspace, &object.key, &context),
+            context: local.settings.context_key.seal(object.keyspace(), object.key_bytes(), &context),
             freshness,
             coordinator: local.node,
         }
@@ -565,6 +574,6 @@ impl ReadOperation {
     fn keyspace_copies<S: Store>(&self, local: &Local<S>) -> client::Copies {
         let Located { object, partition, owners, .. } = &self.located;
         let document = local.document.as_ref().expect("a read has begun under a document");
-        Owners::of(document, object.keyspace, *partition, None).as_ref().unwrap_or(owners).copies()
+        Owners::of(document, object.keyspace(), *partition, None).as_ref().unwrap_or(owners).copies()
     }
 }

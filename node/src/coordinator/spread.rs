@@ -1,7 +1,10 @@
 //! Bringing one record to the replicas that should have it: what a write, a read repair and a write-back share.
 
+use std::sync::Arc;
+
 use antientropy::version::Record;
 use ring::{ClusterDocument, Durability, Epoch, NodeId, StoreId};
+use smallvec::SmallVec;
 
 use super::tally::Vote;
 use crate::{
@@ -9,6 +12,7 @@ use crate::{
     message::{MergeOutcome, MergePath, MergeRefusal, Message, Tag},
     placement::{OwnerAt, Owners},
     storage::{ObjectKey, Store},
+    waiting::Waiting,
 };
 
 /// A record on its way to its replicas.
@@ -16,10 +20,10 @@ use crate::{
 pub(crate) struct Spread {
     tag: Tag,
     object: ObjectKey,
-    record: Record,
+    record: Arc<Record>,
     durability: Durability,
     path: MergePath,
-    targets: Vec<Target>,
+    targets: SmallVec<[Target; 3]>,
 }
 
 /// One replica.
@@ -43,18 +47,18 @@ enum TargetState {
 }
 
 impl Spread {
-    /// Sends `record` to those of `owners` that are up. This node's own replica holds it already and acknowledges
-    /// like any other.
+    /// Sends `record` to those of `owners` that are up. This node's own replica takes it and acknowledges like any
+    /// other.
     pub(crate) fn start<S: Store>(
         local: &mut Local<S>,
         tag: Tag,
         object: ObjectKey,
-        record: Record,
+        record: Arc<Record>,
         durability: Durability,
         path: MergePath,
         owners: impl Iterator<Item = OwnerAt>,
     ) -> Spread {
-        let mut spread = Spread { tag, object, record, durability, path, targets: Vec::with_capacity(7) };
+        let mut spread = Spread { tag, object, record, durability, path, targets: SmallVec::new() };
         for owner in owners {
             let state = spread.send(local, owner.node);
             spread.targets.push(Target { node: owner.node, state });
@@ -72,7 +76,7 @@ impl Spread {
         let message = Message::Merge {
             tag: self.tag,
             object: self.object.clone(),
-            record: self.record.clone(),
+            record: Arc::clone(&self.record),
             durability: self.durability,
             path: self.path,
         };
@@ -82,15 +86,18 @@ impl Spread {
 
     /// This node's own replica takes the record like any other, and acknowledges when it may.
     fn acknowledge_locally<S: Store>(&self, local: &mut Local<S>) -> TargetState {
-        match local.merge(&self.object, &self.record, self.durability, self.path) {
+        let merged = if local.replica.holds_unsynced(&self.object, &self.record) {
+            local.acknowledge(&self.object, self.durability)
+        } else {
+            local.merge(&self.object, &self.record, self.durability, self.path)
+        };
+        match merged {
             Err(_) => TargetState::Refused,
             Ok(acknowledgement) => {
                 let (from, store) = (local.node, local.store_id());
-                let event = |outcome| Event::Merged { from, store, outcome };
-                let committed = event(MergeOutcome::Applied { gained: acknowledgement.gained });
-                let refused = event(MergeOutcome::Refused(MergeRefusal::StorageFailed));
-                let waiting = crate::local::Waiting::Event { tag: self.tag, committed, refused };
-                local.when_synced(acknowledgement.after, waiting);
+                let outcome = MergeOutcome::Applied { gained: acknowledgement.gained };
+                let event = Event::Merged { from, store, outcome };
+                local.when_synced(acknowledgement.after, Waiting::Event { tag: self.tag, event });
                 TargetState::Sent
             }
         }

@@ -3,20 +3,21 @@
 
 use client::{Copies, Required};
 use ring::NodeId;
+use smallvec::{SmallVec, smallvec};
 
 use crate::placement::Owners;
 
 /// What a level requires of a request's replicas, by group: all of them, or those of each datacenter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tally {
-    groups: Vec<Group>,
+    groups: SmallVec<[Group; 1]>,
 }
 
 /// So many of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     pub(crate) required: u8,
-    pub(crate) members: Vec<NodeId>,
+    pub(crate) members: SmallVec<[NodeId; 8]>,
 }
 
 /// What is known of one replica.
@@ -46,7 +47,7 @@ impl Tally {
     pub(crate) fn new(required: &Required, owners: &Owners) -> Tally {
         let groups = match required {
             Required::Anywhere(count) => {
-                vec![Group { required: *count, members: owners.nodes().collect() }]
+                smallvec![Group { required: *count, members: owners.nodes().collect() }]
             }
             Required::In(counts) => counts
                 .iter()

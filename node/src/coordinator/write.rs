@@ -5,10 +5,11 @@
 //! At W it answers. It lives on until all have acknowledged or the time is up, and leaves a hint for each that has
 //! not.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use antientropy::version::{Dot, Record};
 use client::{DoubtCause, Level, Refusal, Reply, Version, WriteError, WriteReply};
+use smallvec::{SmallVec, smallvec};
 
 use super::{
     Requester, Step,
@@ -29,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct WriteOperation {
     operation: u64,
-    requesters: Vec<Requester>,
+    requesters: SmallVec<[Requester; 1]>,
     plan: WritePlan,
     dot: Dot,
     /// All that are to keep a copy; the first n of them count.
@@ -49,20 +50,15 @@ impl WriteOperation {
         local: &mut Local<S>,
         outcomes: &mut Outcomes,
         requester: Requester,
-        plan: WritePlan,
+        mut plan: WritePlan,
         deadline: Duration,
     ) -> Result<WriteOperation, Refusal> {
+        let mint = plan.mint();
         let Located { object, partition, .. } = &plan.located;
-        let held = local.held(object, *partition).unwrap_or(None);
-        let (dot, record) = local.replica.mint(
-            local.now,
-            object,
-            *partition,
-            held,
-            plan.mint(),
-            &local.settings,
-            &mut local.rng,
-        )?;
+        // Damage is noted first: from then on whoever writes here is another actor.
+        let _ = local.held(object, *partition);
+        let (dot, record) =
+            local.replica.mint(local.now, object, *partition, mint, &local.settings, &mut local.rng)?;
         Ok(WriteOperation::spread(local, outcomes, requester, plan, deadline, dot, record))
     }
 
@@ -75,13 +71,13 @@ impl WriteOperation {
         plan: WritePlan,
         deadline: Duration,
         dot: Dot,
-    ) -> Result<WriteOperation, WritePlan> {
+    ) -> Result<WriteOperation, Box<WritePlan>> {
         let Located { object, partition, .. } = &plan.located;
         match local.held(object, *partition) {
             Ok(Some(record)) if record.covers(dot) => {
                 Ok(WriteOperation::spread(local, outcomes, requester, plan, deadline, dot, record))
             }
-            Ok(_) | Err(_) => Err(plan),
+            Ok(_) | Err(_) => Err(Box::new(plan)),
         }
     }
 
@@ -92,7 +88,7 @@ impl WriteOperation {
         mut plan: WritePlan,
         deadline: Duration,
         dot: Dot,
-        record: Record,
+        record: Arc<Record>,
     ) -> WriteOperation {
         let operation = local.new_operation();
         let object = plan.located.object.clone();
@@ -114,7 +110,7 @@ impl WriteOperation {
         let outcome = Outcome { object, dot, state };
         outcomes.remember(local.now.monotonic, plan.request, outcome, &local.settings);
         local.timers.insert((deadline, operation));
-        let requesters = vec![requester];
+        let requesters = smallvec![requester];
         WriteOperation { operation, requesters, plan, dot, keepers, spread, deadline, is_answered: false }
     }
 
@@ -145,7 +141,7 @@ impl WriteOperation {
     pub(crate) fn on_document<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes) -> Step {
         let document = local.document.clone().expect("it has just changed");
         let Located { object, partition, n, .. } = &self.plan.located;
-        let Some(owners) = Owners::of(&document, object.keyspace, *partition, *n) else {
+        let Some(owners) = Owners::of(&document, object.keyspace(), *partition, *n) else {
             return self.finish(local, outcomes, DoubtCause::TooFewLeft);
         };
         self.plan.located.owners = owners;
@@ -193,7 +189,7 @@ impl WriteOperation {
         self.is_answered = true;
         let object = self.spread.object();
         let context = only_this(self.spread.record(), self.dot)
-            .map(|context| local.settings.context_key.seal(object.keyspace, &object.key, &context));
+            .map(|context| local.settings.context_key.seal(object.keyspace(), object.key_bytes(), &context));
         let reply = WriteReply {
             version: Some(Version { counter: self.dot.counter.0, actor: self.dot.actor.0 }),
             context,
@@ -233,7 +229,7 @@ impl WriteOperation {
 /// All that are to keep a copy of a record: those that it records, and at least those that the request counts.
 fn keepers<S: Store>(local: &Local<S>, located: &Located, record: &Record) -> Owners {
     let Some(document) = &local.document else { return located.owners.clone() };
-    let keyspace = located.object.keyspace;
+    let keyspace = located.object.keyspace();
     let keepers = Owners::keepers(document, keyspace, located.partition, record.copies());
     match keepers {
         Some(keepers) if keepers.len() > located.owners.len() => keepers,

@@ -93,52 +93,66 @@ pub trait Store {
 
 /// An object's name: its keyspace, its place on the circle and its key.
 ///
-/// Encoded as keyspace (4 bytes), token (8 bytes), both big-endian, and the key's bytes, so that a keyspace's
-/// partition, and any range of tokens in it, is one contiguous range of the table.
+/// Kept as it is stored: keyspace (4 bytes), token (8 bytes), both big-endian, and the key's bytes, so that a
+/// keyspace's partition, and any range of tokens in it, is one contiguous range of the table.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
-    /// The keyspace.
-    pub keyspace: KeyspaceId,
-    /// The key's token.
-    pub token: Token,
-    /// The key.
-    pub key: Bytes,
+    encoded: Bytes,
 }
 
 impl ObjectKey {
     /// The name of `key` in `keyspace`.
     #[must_use]
-    pub fn new(keyspace: KeyspaceId, key: Bytes) -> ObjectKey {
-        ObjectKey { keyspace, token: Token::of_key(&key), key }
+    pub fn new(keyspace: KeyspaceId, key: &[u8]) -> ObjectKey {
+        let mut out = BytesMut::with_capacity(Self::PREFIX_BYTES + key.len());
+        out.put_u32(keyspace.0);
+        out.put_u64(Token::of_key(key).0);
+        out.put_slice(key);
+        ObjectKey { encoded: out.freeze() }
+    }
+
+    /// The keyspace.
+    #[must_use]
+    pub fn keyspace(&self) -> KeyspaceId {
+        KeyspaceId(u32::from_be_bytes(self.encoded[..4].try_into().expect("four bytes")))
+    }
+
+    /// The key's token.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        Token(u64::from_be_bytes(self.encoded[4..Self::PREFIX_BYTES].try_into().expect("eight bytes")))
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> Bytes {
+        self.encoded.slice(Self::PREFIX_BYTES..)
+    }
+
+    /// The key, borrowed.
+    #[must_use]
+    pub fn key_bytes(&self) -> &[u8] {
+        &self.encoded[Self::PREFIX_BYTES..]
     }
 
     /// The partition it lies in.
     #[must_use]
     pub fn partition(&self, partitions: Partitions) -> PartitionId {
-        partitions.of(self.token)
+        partitions.of(self.token())
     }
 
     /// Its encoding in [`Table::Records`].
     #[must_use]
-    pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(Self::PREFIX_BYTES + self.key.len());
-        out.put_u32(self.keyspace.0);
-        out.put_u64(self.token.0);
-        out.put_slice(&self.key);
-        out.freeze()
+    pub fn encoded(&self) -> &Bytes {
+        &self.encoded
     }
 
     /// The object that an encoding names; none if it names none, which only damage can bring about.
     #[must_use]
     pub fn decode(encoded: &Bytes) -> Option<ObjectKey> {
-        let keyspace = u32::from_be_bytes(encoded.get(..4)?.try_into().ok()?);
-        let token = u64::from_be_bytes(encoded.get(4..Self::PREFIX_BYTES)?.try_into().ok()?);
-        let key = encoded.slice(Self::PREFIX_BYTES..);
-        (!key.is_empty() && Token::of_key(&key) == Token(token)).then_some(ObjectKey {
-            keyspace: KeyspaceId(keyspace),
-            token: Token(token),
-            key,
-        })
+        let key = encoded.get(Self::PREFIX_BYTES..).filter(|key| !key.is_empty())?;
+        let object = ObjectKey { encoded: encoded.clone() };
+        (Token::of_key(key) == object.token()).then_some(object)
     }
 
     /// The bounds of one keyspace's part of a partition: every object in it has `start <= encoding < end`.
@@ -163,12 +177,17 @@ impl ObjectKey {
         (start, end)
     }
 
+    /// A bound for ranges of objects: not a name, but it is ordered as an encoding is.
+    pub(crate) fn bound(encoded: &Bytes) -> ObjectKey {
+        ObjectKey { encoded: encoded.clone() }
+    }
+
     /// Bytes before the key.
     const PREFIX_BYTES: usize = 12;
 }
 
 impl fmt::Debug for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.keyspace, self.key.escape_ascii())
+        write!(f, "{}/{}", self.keyspace(), self.key().escape_ascii())
     }
 }

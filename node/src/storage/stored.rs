@@ -65,10 +65,10 @@ pub(crate) fn decode_stored(key: &[u8], stored: &Bytes) -> Result<Record, Unread
 ///
 /// [`Unreadable`] if something is stored and cannot be trusted.
 pub fn read_record(store: &impl Store, object: &ObjectKey) -> Result<Option<Record>, Unreadable> {
-    let key = object.encode();
-    match store.get(Table::Records, &key) {
+    let key = object.encoded();
+    match store.get(Table::Records, key) {
         Ok(None) => Ok(None),
-        Ok(Some(stored)) => decode_stored(&key, &stored).map(Some),
+        Ok(Some(stored)) => decode_stored(key, &stored).map(Some),
         Err(_) => Err(Unreadable),
     }
 }

@@ -1,0 +1,111 @@
+//! The cluster document: heard of, written down, adopted once it is synced.
+
+use std::sync::Arc;
+
+use ring::{ClusterDocument, Epoch, PartitionId};
+
+use super::{Node, Operation};
+use crate::{
+    coordinator::Step,
+    copies::Mark,
+    recovery::document_to_store,
+    storage::{Store, seal_stored},
+    waiting::Waiting,
+};
+
+impl<S: Store> Node<S> {
+    /// A document: if it is newer, it is written down, and adopted when that is synced.
+    pub(super) fn learn(&mut self, document: Arc<ClusterDocument>) {
+        let known = self.adopting.as_ref().map_or(self.local.epoch(), |document| document.epoch);
+        let is_ours = self.local.document.as_ref().is_none_or(|ours| ours.cluster == document.cluster);
+        if document.epoch <= known || !is_ours || document.validate().is_err() {
+            return;
+        }
+        self.adopting = Some(document);
+        self.write_document();
+    }
+
+    /// Writes the document that is being adopted. A founder's copies are whole from the first: there is nothing that
+    /// they could lack.
+    pub(super) fn write_document(&mut self) {
+        let Some(document) = self.adopting.clone() else { return };
+        let local = &mut self.local;
+        let (key, value) = document_to_store(&document);
+        let sequence = local.replica.put_meta(key, Some(value));
+        let store = local.store_id();
+        let is_recorded = document.members.get(&local.node).is_some_and(|member| member.store == store);
+        if document.epoch == Epoch(1) && local.document.is_none() && is_recorded {
+            for (partition, gained) in local.shares(&document).gains {
+                let mark = Mark { whole: true, store, gained, memory: None };
+                let key = Mark::key(partition);
+                let value = seal_stored(&key, |out| mark.encode(out), 32);
+                local.replica.put_meta(key, Some(value));
+                self.recovered.marks.insert(partition, mark);
+            }
+        }
+        local.when_synced(Some(sequence), Waiting::Document(document));
+    }
+
+    /// The document is synced, or was found in the store: from now on it is the one that counts.
+    pub(super) fn adopt(&mut self, document: Arc<ClusterDocument>) {
+        let local = &mut self.local;
+        if document.epoch <= local.epoch() {
+            return;
+        }
+        if self.adopting.as_ref().is_some_and(|adopting| adopting.epoch <= document.epoch) {
+            self.adopting = None;
+        }
+        let shares = local.shares(&document);
+        let store = local.store_id();
+        let recovered = &self.recovered;
+        let went_back = local.counters.store_went_back > 0;
+        local.copies.adopt(shares.gains, |partition, gained| {
+            !went_back && recovered.was_whole(partition, store, gained)
+        });
+        local.sharers = shares.sharers;
+        let members = document.members.keys().copied();
+        local.peers.add(members.filter(|node| *node != local.node));
+        let is_first = local.document.is_none();
+        local.document = Some(document);
+        let partitions: Vec<PartitionId> = local.copies.partitions().collect();
+        for partition in partitions {
+            let mark = recovered.marks.get(&partition);
+            let is_filling = !local.copies.is_whole(partition);
+            // What an earlier process wrote holds no longer: it may have acknowledged from memory, and this copy may
+            // have been found to lack something. Nothing later may be written without it.
+            if is_first && mark.is_some_and(|mark| mark.memory.is_some() || (mark.whole && is_filling)) {
+                local.write_mark(partition);
+            }
+            if is_filling {
+                local.to_fill.insert(partition);
+            }
+        }
+        self.exchanges.plan(local);
+        // Everyone hears of the epoch in the header of the next greeting.
+        local.peers.greet_all_soon();
+        self.greet();
+        self.begin_anew();
+    }
+
+    /// Operations go on under the new document, and messages that waited for it are heard.
+    pub(super) fn begin_anew(&mut self) {
+        let operations: Vec<u64> = self.operations.keys().copied().collect();
+        for operation in operations {
+            self.with_operation(operation, |node, current| {
+                let local = &mut node.local;
+                match current {
+                    Operation::Write(write) => write.on_document(local, &mut node.outcomes),
+                    Operation::Read(read) => {
+                        let ended = read.on_document(local);
+                        node.read_ended(ended)
+                    }
+                    Operation::Exchange(exchange) => exchange.end(local),
+                    Operation::Forward(_) | Operation::Hint(_) => Step::Continue,
+                }
+            });
+        }
+        for envelope in std::mem::take(&mut self.parked) {
+            self.on_message(envelope);
+        }
+    }
+}

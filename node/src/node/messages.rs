@@ -1,0 +1,207 @@
+//! Messages from peers: what every one of them tells, and who each is for.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use client::Refusal;
+use ring::{Epoch, NodeId, PartitionId};
+
+use super::{DOCUMENT_RETRY_AFTER, Node, requests::timeout};
+use crate::{
+    coordinator::{Requester, forward::refusal},
+    exchange::answer_tree,
+    local::Event,
+    message::{Envelope, Header, MergeOutcome, MergeRefusal, Message, ReadAnswer, Tag},
+    storage::{Sequence, Store},
+    waiting::Waiting,
+};
+
+impl<S: Store> Node<S> {
+    pub(super) fn on_message(&mut self, envelope: Envelope) {
+        let header = envelope.header;
+        let from = header.from;
+        match envelope.message {
+            Message::Hello { cluster, recovered } => {
+                let ours = self.local.document.as_ref().map(|document| document.cluster);
+                if cluster.is_some() && ours.is_some() && cluster != ours {
+                    self.local.counters.messages_ignored += 1;
+                    return;
+                }
+                let greeted = self.local.peers.hello(from, header.start, header.store, recovered);
+                self.hear(&header);
+                self.local.send(from, Message::Welcome { start: header.start, seen: greeted.seen });
+                if greeted.restarted {
+                    self.greet();
+                }
+            }
+            Message::Welcome { start, seen } if start == self.local.start => {
+                if self.local.peers.is_known(from, header.start) {
+                    self.hear(&header);
+                    self.local.peers.welcome(from);
+                    self.welcomed(seen);
+                }
+            }
+            Message::Welcome { .. } => self.local.counters.messages_ignored += 1,
+            _ if !self.local.peers.is_known(from, header.start) => self.local.counters.messages_ignored += 1,
+            message => self.on_known_message(Envelope { header, message }),
+        }
+        self.note_epoch(from, header.epoch);
+    }
+
+    pub(super) fn on_known_message(&mut self, envelope: Envelope) {
+        let Envelope { header, message } = envelope;
+        let from = header.from;
+        self.hear(&header);
+        match message {
+            Message::DocumentRequest => {
+                if let Some(document) = self.local.document.clone() {
+                    self.local.send(from, Message::Document(document));
+                }
+            }
+            Message::Document(document) => self.learn(document),
+            message if header.epoch > self.local.epoch() => {
+                if self.parked.len() < self.local.settings.parked_max {
+                    self.parked.push(Envelope { header, message });
+                } else {
+                    self.local.counters.parked_dropped += 1;
+                }
+            }
+            message => self.serve(from, &header, message),
+        }
+    }
+
+    /// Learns what every message tells: that its sender lives, how far its store is synced, and what time it is there.
+    pub(super) fn hear(&mut self, header: &Header) {
+        let local = &mut self.local;
+        local.peers.heard(local.now, header.from, header.store, header.synced, header.wall);
+        let drift_max_ms = u64::try_from(local.settings.clock_drift_max.as_millis()).unwrap_or(u64::MAX);
+        let wall = local.now.wall;
+        local.replica.clock().observe(header.clock, wall, drift_max_ms);
+    }
+
+    /// A message of this node's epoch, or of an older one: a question of an older one is not taken.
+    pub(super) fn serve(&mut self, from: NodeId, header: &Header, message: Message) {
+        let is_stale = header.epoch < self.local.epoch();
+        let local = &mut self.local;
+        match message {
+            Message::Forward { tag, request, remaining } => {
+                if !self.forwards.is_new(from, tag) {
+                    local.counters.messages_ignored += 1;
+                    return;
+                }
+                let requester = Requester::Forwarder { node: from, tag };
+                if is_stale {
+                    let error = Refusal::StaleEpoch { known: local.epoch() };
+                    return requester.reply(local, refusal(&request, error));
+                }
+                let deadline = local.now.monotonic + remaining.min(timeout(&request));
+                self.begin(requester, request, deadline, false);
+            }
+            Message::Merge { tag, .. } if is_stale => {
+                let outcome = MergeOutcome::Refused(MergeRefusal::StaleEpoch);
+                local.send(from, Message::Merged { tag, outcome });
+            }
+            Message::Merge { tag, object, record, durability, path } => {
+                let merged = |outcome| Message::Merged { tag, outcome };
+                match local.merge(&object, &record, durability, path) {
+                    Err(refusal) => local.send(from, merged(MergeOutcome::Refused(refusal))),
+                    Ok(acknowledgement) => {
+                        let message = merged(MergeOutcome::Applied { gained: acknowledgement.gained });
+                        local.when_synced(acknowledgement.after, Waiting::Message { to: from, message });
+                    }
+                }
+            }
+            Message::Read { tag, .. } if is_stale => {
+                local.send(from, Message::Answer { tag, answer: ReadAnswer::StaleEpoch });
+            }
+            Message::Read { tag, object, kind, purpose } => {
+                let (answer, after) = local.read(&object, kind, purpose);
+                let message = Message::Answer { tag, answer };
+                local.when_synced(after, Waiting::Message { to: from, message });
+            }
+            Message::Tree { tag, .. } if is_stale => local.send(from, Message::Declined { tag }),
+            Message::Tree { tag, keyspace, partition, after } => {
+                answer_tree(local, from, tag, keyspace, partition, after.as_ref());
+            }
+            Message::Forwarded { tag, reply } => self.event(tag, Event::Forwarded { reply }),
+            Message::Merged { tag, outcome } => {
+                self.event(tag, Event::Merged { from, store: header.store, outcome });
+            }
+            Message::Answer { tag, answer } => self.event(tag, Event::Answered { from, answer }),
+            Message::Stretch { tag, entries, until } => {
+                self.event(tag, Event::Stretch { store: header.store, entries, until });
+            }
+            Message::Declined { tag } => self.event(tag, Event::Declined),
+            Message::Hello { .. }
+            | Message::Welcome { .. }
+            | Message::DocumentRequest
+            | Message::Document(_) => unreachable!("taken before"),
+        }
+    }
+
+    pub(super) fn event(&mut self, tag: Tag, event: Event) {
+        self.local.events.push_back((tag, event));
+    }
+
+    /// Greets the peers that are due.
+    pub(super) fn greet(&mut self) {
+        let local = &mut self.local;
+        for peer in local.peers.due(local.now, &local.settings) {
+            let cluster = local.document.as_ref().map(|document| document.cluster);
+            let recovered = local.replica.store().recovered();
+            local.send(peer, Message::Hello { cluster, recovered });
+        }
+    }
+
+    /// A peer knows this process. If it had seen this store come further than it recovered to, the store went back
+    /// in time: something that was acknowledged is lost, and nothing here can be believed.
+    pub(super) fn welcomed(&mut self, seen: Option<Sequence>) {
+        let local = &mut self.local;
+        let Some(seen) = seen.filter(|seen| *seen > local.replica.store().recovered()) else { return };
+        let is_news = local.counters.store_went_back == 0;
+        local.counters.store_went_back += 1;
+        local.replica.skip_through(seen);
+        if is_news {
+            let partitions: Vec<PartitionId> = local.copies.partitions().collect();
+            for partition in partitions {
+                local.fill(partition);
+            }
+        }
+    }
+
+    /// A peer speaks under some epoch: a newer one's document is asked for.
+    pub(super) fn note_epoch(&mut self, from: NodeId, epoch: Epoch) {
+        let known = self.adopting.as_ref().map_or(self.local.epoch(), |document| document.epoch);
+        let now = self.local.now.monotonic;
+        let is_patient = self.document_asked.is_some_and(|asked| now < asked + DOCUMENT_RETRY_AFTER);
+        if epoch > known && !is_patient {
+            self.document_asked = Some(now);
+            self.local.send(from, Message::DocumentRequest);
+        }
+    }
+}
+
+/// The forwards that were taken lately. One that comes twice is taken once: the second could be refused while the
+/// first is minted, and its refusal believed.
+#[derive(Default)]
+pub(super) struct RecentForwards {
+    known: BTreeSet<(NodeId, Tag)>,
+    by_age: VecDeque<(NodeId, Tag)>,
+}
+
+impl RecentForwards {
+    /// How many are remembered. A repetition comes within one round trip or not at all.
+    const REMEMBERED: usize = 16 * 1024;
+
+    pub(super) fn is_new(&mut self, from: NodeId, tag: Tag) -> bool {
+        if !self.known.insert((from, tag)) {
+            return false;
+        }
+        self.by_age.push_back((from, tag));
+        if self.by_age.len() > RecentForwards::REMEMBERED
+            && let Some(oldest) = self.by_age.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+}

@@ -1,0 +1,413 @@
+//! The node: takes inputs, hands them to whoever they are for, and gathers what is to be done.
+//!
+//! Nothing is decided here but who decides: requests become operations (`requests`), peers' messages go to the
+//! replica or to the operation that waits for them (`messages`), documents are adopted (`documents`).
+
+mod documents;
+mod messages;
+mod requests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use messages::RecentForwards;
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+use requests::timeout;
+use ring::{ClusterDocument, NodeId, PartitionId};
+
+use crate::{
+    coordinator::{
+        Requester, Step, forward::ForwardOperation, outcomes::Outcomes, read::Ended, read::ReadOperation,
+        write::WriteOperation,
+    },
+    copies::Copies,
+    counters::Counters,
+    event::{Input, Now, Output, Wake},
+    exchange::{ExchangeOperation, Exchanges},
+    hints::{HintOperation, Hints},
+    local::{Event, Local},
+    message::{Envelope, StartId},
+    peers::Peers,
+    planted::PlantedBug,
+    recovery::{Recovered, clean_to_store, seen_to_store},
+    replica::{Held, Replica},
+    settings::Settings,
+    storage::{ObjectKey, ReadError, Sequence, Store},
+    waiting::{Waiting, WaitingRoom},
+};
+
+/// How long to wait before a document is asked for again.
+const DOCUMENT_RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// Who a node is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its id.
+    pub node: NodeId,
+    /// Other nodes, to be greeted before a document is known.
+    pub seeds: Vec<NodeId>,
+    /// Seeds the generator from which everything random is drawn: actors, the names of processes, jitter.
+    pub seed: [u8; 32],
+}
+
+/// A node. See the crate's documentation.
+pub struct Node<S> {
+    local: Local<S>,
+    operations: BTreeMap<u64, Operation>,
+    outcomes: Outcomes,
+    exchanges: Exchanges,
+    hints: Hints,
+    recovered: Recovered,
+    /// Forwards that were taken lately.
+    forwards: RecentForwards,
+    /// Messages of a newer epoch, until its document is adopted.
+    parked: Vec<Envelope>,
+    /// A document that is known and not yet adopted.
+    adopting: Option<Arc<ClusterDocument>>,
+    /// Copies whose marks may have been in a batch that was refused: they go into the next.
+    marks_lost: BTreeSet<PartitionId>,
+    /// When a document was last asked for.
+    document_asked: Option<Duration>,
+    is_stopping: bool,
+    /// Whether something was handled since the last batch was sealed.
+    is_turn_open: bool,
+}
+
+/// Something under way.
+enum Operation {
+    Write(Box<WriteOperation>),
+    Read(Box<ReadOperation>),
+    Forward(Box<ForwardOperation>),
+    Exchange(Box<ExchangeOperation>),
+    Hint(HintOperation),
+}
+
+impl<S: Store> Node<S> {
+    /// Starts a node over a store.
+    pub fn open(identity: Identity, settings: Settings, store: S, now: Now) -> Node<S> {
+        Node::start(identity, settings, store, now, None)
+    }
+
+    /// Starts a node with a bug planted in it, to prove that checkers find it.
+    pub fn with_planted_bug(
+        identity: Identity,
+        settings: Settings,
+        store: S,
+        now: Now,
+        bug: PlantedBug,
+    ) -> Node<S> {
+        Node::start(identity, settings, store, now, Some(bug))
+    }
+
+    fn start(
+        identity: Identity,
+        settings: Settings,
+        store: S,
+        now: Now,
+        planted: Option<PlantedBug>,
+    ) -> Node<S> {
+        let mut rng = ChaCha8Rng::from_seed(identity.seed);
+        let recovered = Recovered::read(&store);
+        let others = identity.seeds.into_iter().filter(|node| *node != identity.node);
+        let peers = Peers::new(others, &recovered.seen);
+        let replica = Replica::new(store, &settings, planted);
+        let local = Local {
+            node: identity.node,
+            start: StartId(rng.next_u64()),
+            settings,
+            planted,
+            now,
+            replica,
+            copies: Copies::new(),
+            peers,
+            document: None,
+            sharers: BTreeMap::new(),
+            counters: Counters::default(),
+            outbox: VecDeque::new(),
+            events: VecDeque::new(),
+            waiting: WaitingRoom::new(),
+            timers: BTreeSet::new(),
+            to_fill: BTreeSet::new(),
+            hints_left: Vec::new(),
+            next_operation: rng.next_u64(),
+            rng,
+        };
+        let mut node = Node {
+            local,
+            operations: BTreeMap::new(),
+            outcomes: Outcomes::new(),
+            exchanges: Exchanges::new(),
+            hints: Hints::new(),
+            recovered,
+            forwards: RecentForwards::default(),
+            parked: Vec::new(),
+            adopting: None,
+            marks_lost: BTreeSet::new(),
+            document_asked: None,
+            is_stopping: false,
+            is_turn_open: true,
+        };
+        if let Some(document) = node.recovered.document.clone() {
+            node.adopt(document);
+        }
+        node.greet();
+        node.end_turn();
+        node
+    }
+
+    /// Takes an input.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        self.local.now = now;
+        self.is_turn_open = true;
+        match input {
+            Input::Client { client, request } => {
+                let deadline = now.monotonic + timeout(&request);
+                self.begin(Requester::Client(client), request, deadline, true);
+            }
+            Input::Peer(envelope) => self.on_message(envelope),
+            Input::Committed(sequence) => self.on_committed(sequence),
+            Input::CommitFailed(sequence) => self.on_commit_failed(sequence),
+            Input::Document(document) => self.learn(document),
+            Input::Stop => self.stop(),
+        }
+        self.deliver_events();
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.local.now = now;
+        self.is_turn_open = true;
+        while let Some(&(at, operation)) = self.local.timers.first() {
+            if at > now.monotonic {
+                break;
+            }
+            self.local.timers.pop_first();
+            self.with_operation(operation, |node, current| node.on_timer(current));
+        }
+        self.greet();
+        self.deliver_events();
+    }
+
+    /// What is to be done next. The first call after inputs ends the turn: it seals their changes into one batch.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if self.is_turn_open {
+            self.end_turn();
+        }
+        self.local.outbox.pop_front()
+    }
+
+    /// When [`Node::handle_timeout`] is to be called, and why.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Duration, Wake)> {
+        let settings = &self.local.settings;
+        let background = (!self.is_stopping).then_some((&self.exchanges, &self.hints));
+        [
+            self.local.timers.first().map(|(at, _)| (*at, Wake::Operation)),
+            self.local.peers.next_due(settings).map(|at| (at, Wake::Peers)),
+            background.and_then(|(exchanges, _)| exchanges.next_due(settings)).map(|at| (at, Wake::Exchange)),
+            background.and_then(|(_, hints)| hints.next_due(&self.local)).map(|at| (at, Wake::Hints)),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Ends a turn: starts what has become possible, and seals the batch.
+    fn end_turn(&mut self) {
+        self.is_turn_open = false;
+        self.hints.collect(&mut self.local);
+        if !self.is_stopping {
+            for hint in self.hints.replay(&mut self.local) {
+                self.operations.insert(hint.operation(), Operation::Hint(hint));
+            }
+            for exchange in self.exchanges.start_due(&mut self.local) {
+                self.operations.insert(exchange.operation(), Operation::Exchange(Box::new(exchange)));
+            }
+        }
+        self.deliver_events();
+        let local = &mut self.local;
+        if local.replica.has_changes() {
+            for partition in std::mem::take(&mut self.marks_lost) {
+                local.write_mark(partition);
+            }
+            if let Some(seen) = local.peers.take_unsaved() {
+                let (key, value) = seen_to_store(&seen);
+                local.replica.put_meta(key, Some(value));
+            }
+        }
+        if let Some(batch) = local.replica.seal() {
+            local.outbox.push_back(Output::Commit(batch));
+        }
+    }
+
+    /// Hands operations of this node what they have caused at this node itself.
+    fn deliver_events(&mut self) {
+        while let Some((tag, event)) = self.local.events.pop_front() {
+            self.with_operation(tag.operation, |node, current| node.on_event(current, tag.question, event));
+        }
+    }
+
+    /// Takes an operation out, lets it act, and puts it back unless it is over.
+    fn with_operation(&mut self, operation: u64, act: impl FnOnce(&mut Self, &mut Operation) -> Step) {
+        let Some(mut current) = self.operations.remove(&operation) else { return };
+        match act(self, &mut current) {
+            Step::Continue => {
+                self.operations.insert(operation, current);
+            }
+            Step::Done => match current {
+                Operation::Exchange(exchange) => self.exchanges.ended(&mut self.local, &exchange),
+                Operation::Hint(hint) => self.hints.ended(&mut self.local, hint),
+                Operation::Write(_) | Operation::Read(_) | Operation::Forward(_) => {}
+            },
+        }
+    }
+
+    fn on_event(&mut self, current: &mut Operation, question: u32, event: Event) -> Step {
+        let local = &mut self.local;
+        match current {
+            Operation::Write(write) => write.on_event(local, &mut self.outcomes, event),
+            Operation::Read(read) => {
+                let ended = read.on_event(local, question, event);
+                self.read_ended(ended)
+            }
+            Operation::Forward(forward) => forward.on_event(local, event),
+            Operation::Exchange(exchange) => exchange.on_event(local, question, event),
+            Operation::Hint(hint) => hint.on_event(local, event),
+        }
+    }
+
+    fn on_timer(&mut self, current: &mut Operation) -> Step {
+        let local = &mut self.local;
+        match current {
+            Operation::Write(write) => write.on_timer(local, &mut self.outcomes),
+            Operation::Read(read) => {
+                let ended = read.on_timer(local);
+                self.read_ended(ended)
+            }
+            Operation::Forward(forward) => forward.on_timer(local),
+            Operation::Exchange(exchange) => exchange.on_timer(local),
+            Operation::Hint(hint) => hint.end(local),
+        }
+    }
+
+    fn read_ended(&mut self, ended: Ended) -> Step {
+        match ended {
+            Ended::Step(step) => step,
+            Ended::Delete { requester, plan, deadline } => {
+                self.delete_what_was_read(requester, *plan, deadline);
+                Step::Done
+            }
+        }
+    }
+
+    fn on_committed(&mut self, sequence: Sequence) {
+        self.local.replica.committed(sequence);
+        let whole = self.local.copies.committed(sequence);
+        self.local.counters.copies_made_whole += u64::try_from(whole.len()).unwrap_or(u64::MAX);
+        while let Some(mut released) = self.local.waiting.take_through(sequence) {
+            for waiting in released.drain(..) {
+                match waiting {
+                    Waiting::Document(document) => self.adopt(document),
+                    Waiting::Message { .. } | Waiting::Event { .. } => self.local.release(waiting),
+                }
+            }
+            self.local.waiting.recycle(released);
+        }
+    }
+
+    fn on_commit_failed(&mut self, sequence: Sequence) {
+        let local = &mut self.local;
+        local.counters.commits_failed += 1;
+        let failed = local.replica.commit_failed(sequence);
+        local.copies.commit_failed(sequence);
+        local.peers.save_failed();
+        for partition in failed.acknowledged {
+            local.fill(partition);
+        }
+        let filling = local.copies.partitions().filter(|partition| !local.copies.is_whole(*partition));
+        self.marks_lost.extend(filling);
+        local.waiting.decline_stretches();
+        for waiting in local.waiting.take(sequence) {
+            match waiting {
+                Waiting::Document(_) => {
+                    self.adopting = None;
+                    self.document_asked = None;
+                }
+                Waiting::Message { .. } | Waiting::Event { .. } => {
+                    self.local.release(waiting.refused());
+                }
+            }
+        }
+        // An exchange waits for all that was on its way: a later batch that succeeds does not make up for this one.
+        let is_exchange = |(_, operation): &(&u64, &Operation)| matches!(operation, Operation::Exchange(_));
+        let exchanges: Vec<u64> = self.operations.iter().filter(is_exchange).map(|(at, _)| *at).collect();
+        for operation in exchanges {
+            self.with_operation(operation, |node, current| match current {
+                Operation::Exchange(exchange) => exchange.end(&mut node.local),
+                _ => Step::Continue,
+            });
+        }
+    }
+
+    /// Refuses new requests and leaves the mark of a stop in good order.
+    fn stop(&mut self) {
+        self.is_stopping = true;
+        let (key, value) = clean_to_store(self.local.start);
+        self.local.replica.put_meta(key, Some(value));
+    }
+
+    /// The document that counts here.
+    #[must_use]
+    pub fn document(&self) -> Option<&Arc<ClusterDocument>> {
+        self.local.document.as_ref()
+    }
+
+    /// What this node holds of an object, synced or not. What is damaged reads as nothing.
+    ///
+    /// # Errors
+    ///
+    /// None today; an engine that cannot read at all.
+    pub fn record(&self, object: &ObjectKey) -> Result<Option<antientropy::version::Record>, ReadError> {
+        match self.local.replica.inspect(object) {
+            Held::Record(record) => Ok(Some(Arc::unwrap_or_clone(record))),
+            Held::Nothing | Held::Damaged => Ok(None),
+        }
+    }
+
+    /// Whether this node's copy of a partition is whole.
+    #[must_use]
+    pub fn copy_is_whole(&self, partition: PartitionId) -> bool {
+        self.local.copies.is_whole(partition)
+    }
+
+    /// How many copies this node holds, and how many of them are whole.
+    #[must_use]
+    pub fn copies(&self) -> (usize, usize) {
+        self.local.copies.census()
+    }
+
+    /// Whether no request is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let is_request = |operation: &Operation| {
+            matches!(operation, Operation::Write(_) | Operation::Read(_) | Operation::Forward(_))
+        };
+        !self.operations.values().any(is_request)
+    }
+
+    /// What this node has counted.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.local.counters
+    }
+
+    /// Its store.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        self.local.replica.store()
+    }
+}
