@@ -93,7 +93,8 @@ impl Trio {
     /// Moves the clocks on, so that versions differ and timers are not piled up.
     fn tick(&mut self) {
         self.now.monotonic += Duration::from_micros(20);
-        self.now.wall = UnixMillis(1_800_000_000_000 + u64::try_from(self.now.monotonic.as_millis()).unwrap_or(0));
+        self.now.wall =
+            UnixMillis(1_800_000_000_000 + u64::try_from(self.now.monotonic.as_millis()).unwrap_or(0));
     }
 
     fn request(&mut self, request: Request) -> Reply {
