@@ -104,6 +104,13 @@ pub enum Refusal {
         /// The limit.
         limit: usize,
     },
+    /// The object remembers as many writers as it may: replicas that have written it since they started. It can be
+    /// written again when some of them are forgotten.
+    #[error("too many writers in the object's context: the limit is {limit}")]
+    TooManyWriters {
+        /// The limit.
+        limit: usize,
+    },
     /// There is no such keyspace.
     #[error("no such keyspace")]
     UnknownKeyspace,

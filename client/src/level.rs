@@ -6,6 +6,7 @@
 use std::{fmt, str::FromStr};
 
 use ring::DatacenterId;
+use smallvec::SmallVec;
 use thiserror::Error;
 
 /// A consistency level of one request.
@@ -46,7 +47,7 @@ pub enum Operation {
 /// The copies that a request asked for: how many in each datacenter that has any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copies {
-    counts: Vec<(DatacenterId, u8)>,
+    counts: SmallVec<[(DatacenterId, u8); 4]>,
 }
 
 /// What a level requires of a request's copies.

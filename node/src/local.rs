@@ -239,6 +239,10 @@ impl<S: Store> Local<S> {
         path: MergePath,
     ) -> Result<Acknowledgement, MergeRefusal> {
         let (partition, _) = self.copy_of(object)?;
+        let keyspace = self.document.as_ref().and_then(|document| document.keyspaces.get(&object.keyspace()));
+        if keyspace.is_none_or(|keyspace| keyspace.conflict != record.policy()) {
+            return Err(MergeRefusal::Mismatched);
+        }
         if self.replica.unsynced_bytes() > self.settings.unsynced_bytes_max {
             self.counters.merges_refused += 1;
             return Err(MergeRefusal::Overloaded);

@@ -193,6 +193,8 @@ pub enum MergeRefusal {
     StaleEpoch,
     /// The receiver holds no copy of the partition.
     NotOwner,
+    /// There is no such keyspace, or its records are of another kind.
+    Mismatched,
     /// Too many bytes wait for the disk.
     Overloaded,
     /// The store refused the batch.

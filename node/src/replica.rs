@@ -222,9 +222,7 @@ impl<S: Store> Replica<S> {
                 let dot = Dot { counter, actor: self.actor(partition, rng) };
                 let is_put = mint.value.is_some();
                 set.write(dot, &mint.context, mint.value, mint.copies);
-                if is_put {
-                    within_limits(&set, settings)?;
-                }
+                within_limits(&set, is_put, settings)?;
                 (dot, Record::Siblings(set))
             }
             ConflictPolicy::LastWriteWins => {
@@ -440,8 +438,14 @@ impl Turn {
     }
 }
 
-/// Whether a set that a write has made may be stored.
-fn within_limits(set: &SiblingSet, settings: &Settings) -> Result<(), Refusal> {
+/// Whether a set that a write has made may be stored. A delete only makes it smaller, but for its own entry.
+fn within_limits(set: &SiblingSet, is_put: bool, settings: &Settings) -> Result<(), Refusal> {
+    if set.context_ref().entries().len() > settings.writers_max {
+        return Err(Refusal::TooManyWriters { limit: settings.writers_max });
+    }
+    if !is_put {
+        return Ok(());
+    }
     if set.live_len() > settings.siblings_max {
         return Err(Refusal::TooManySiblings { limit: settings.siblings_max });
     }

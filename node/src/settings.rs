@@ -37,6 +37,8 @@ pub struct Settings {
     pub outcome_age_max: Duration,
     /// Concurrent values of one key before a write is refused.
     pub siblings_max: usize,
+    /// Writers that one object remembers before a write is refused; each costs 16 bytes in every copy and context.
+    pub writers_max: usize,
     /// Bytes of one object before a write is refused.
     pub object_bytes_max: usize,
     /// How far the node's clock may be from the median of its peers' before it refuses to date writes.
@@ -76,6 +78,7 @@ impl Settings {
             outcomes_max: 64 * 1024,
             outcome_age_max: Duration::from_secs(60),
             siblings_max: 64,
+            writers_max: 4096,
             object_bytes_max: 8 << 20,
             clock_drift_max: Duration::from_millis(500),
             hints_per_peer_max: 64 * 1024,

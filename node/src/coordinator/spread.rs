@@ -119,7 +119,10 @@ impl Spread {
             // Ours is the older document: its successor is on its way, and the record is sent again under it.
             MergeOutcome::Refused(MergeRefusal::StaleEpoch) => {}
             MergeOutcome::Refused(
-                MergeRefusal::NotOwner | MergeRefusal::Overloaded | MergeRefusal::StorageFailed,
+                MergeRefusal::NotOwner
+                | MergeRefusal::Mismatched
+                | MergeRefusal::Overloaded
+                | MergeRefusal::StorageFailed,
             ) => {
                 if !matches!(target.state, TargetState::Acknowledged { .. }) {
                     target.state = TargetState::Refused;
