@@ -51,6 +51,9 @@ pub enum DoubtCause {
     /// Too many replicas refused or could not be reached for the rest to suffice.
     #[error("too few replicas were left")]
     TooFewLeft,
+    /// Too many attempts of the same request wait for the first already.
+    #[error("too many attempts of it were waiting already")]
+    TooManyAttempts,
     /// The replica that the request was forwarded to did not say how it ended.
     #[error("the coordinator fell silent")]
     CoordinatorSilent,

@@ -213,9 +213,11 @@ impl Copies {
         whole
     }
 
-    /// The batch was refused: marks that were in it have to be written again.
-    pub(crate) fn commit_failed(&mut self, sequence: Sequence) {
-        for copy in self.copies.values_mut() {
+    /// The batch was refused: marks that were in it have to be written again. Returns the copies that would have
+    /// become whole with it.
+    pub(crate) fn commit_failed(&mut self, sequence: Sequence) -> Vec<PartitionId> {
+        let mut unmarked = Vec::new();
+        for (partition, copy) in &mut self.copies {
             if copy.memory == Memory::Marking(sequence) {
                 copy.memory = Memory::Unmarked;
             }
@@ -223,8 +225,10 @@ impl Copies {
                 && *becoming == Some(sequence)
             {
                 *becoming = None;
+                unmarked.push(*partition);
             }
         }
+        unmarked
     }
 
     /// Whether the mark says, or is about to say with the batch that is returned, that writes are acknowledged from

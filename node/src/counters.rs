@@ -39,6 +39,8 @@ pub struct Counters {
     pub lww_discarded: u64,
     /// Records that could not be read.
     pub damaged_records: u64,
+    /// Times that the store could not read a record.
+    pub unreadable_records: u64,
     /// Times that a copy began to fill.
     pub copies_filled: u64,
     /// Times that a copy became whole.

@@ -43,14 +43,13 @@ pub enum Input {
     CommitFailed(Sequence),
     /// A cluster document from outside the cluster: the founding one, or a change that was decided.
     Document(Arc<ClusterDocument>),
-    /// Stop in good order: refuse new requests and leave the mark of a clean stop with the next batch. Once that
-    /// batch is committed, nothing is lost if the process ends.
+    /// Stop in good order: refuse new requests, and leave a mark when everything is synced. The process may end when
+    /// [`crate::Node::is_stopped`] says so.
     Stop,
 }
 
 /// What a node wants done.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly every output is of the large kind, and none is kept")]
 pub enum Output {
     /// Answer a client.
     Reply {
@@ -81,4 +80,6 @@ pub enum Wake {
     Exchange,
     /// Hints are to be replayed.
     Hints,
+    /// A store that refused a batch may take one again.
+    Storage,
 }

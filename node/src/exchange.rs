@@ -70,7 +70,7 @@ impl ExchangeOperation {
         partition: PartitionId,
         peer: NodeId,
     ) -> ExchangeOperation {
-        let operation = local.new_operation();
+        let operation = local.numbers.take();
         let keyspaces = local.document.as_ref().map(|document| document.keyspaces.keys().copied().collect());
         let timer = local.now.monotonic + local.settings.exchange_silent_after;
         local.timers.insert((timer, operation));
@@ -177,9 +177,13 @@ impl ExchangeOperation {
         let document = local.document.clone().ok_or(ReadError::Damaged)?;
         let keyspace = *self.keyspaces.front().ok_or(ReadError::Damaged)?;
         let (after, partition) = (self.after.as_ref(), self.partition);
-        let range = (after, until.as_ref(), usize::MAX);
-        let (mut here, _) = shared_stretch(local, &document, keyspace, partition, self.peer, range)?;
-        for (object, digest) in entries {
+        // The same stretch may hold more here than there: it ends where the first of the two was cut off.
+        let limit = local.settings.exchange_stretch_keys;
+        let range = (after, until.as_ref());
+        let (mut here, until) =
+            shared_stretch(local, &document, keyspace, partition, self.peer, range, limit)?;
+        let is_within = |object: &ObjectKey| until.as_ref().is_none_or(|until| object.encoded() <= until);
+        for (object, digest) in entries.iter().filter(|(object, _)| is_within(object)) {
             match here.remove(object) {
                 Some(record) if record.digest() == *digest => {}
                 Some(_) | None => {
@@ -209,7 +213,9 @@ impl ExchangeOperation {
             ReadAnswer::Data(record) => record,
             // Damaged there: it has nothing, and may have what is here.
             ReadAnswer::Filling => None,
-            ReadAnswer::Digest(_) | ReadAnswer::StaleEpoch | ReadAnswer::NotOwner => return false,
+            ReadAnswer::Digest(_) | ReadAnswer::Refused | ReadAnswer::StaleEpoch | ReadAnswer::NotOwner => {
+                return false;
+            }
         };
         if let Some(record) = &theirs {
             let path = if self.generation.is_some() { MergePath::Movement } else { MergePath::AntiEntropy };
@@ -258,12 +264,21 @@ fn shared_stretch<S: Store>(
     keyspace: KeyspaceId,
     partition: PartitionId,
     peer: NodeId,
-    (after, end, limit): (Option<&Bytes>, Option<&Bytes>, usize),
+    range: (Option<&Bytes>, Option<&Bytes>),
+    limit: usize,
 ) -> Result<SharedStretch, ReadError> {
-    let stretch = local.replica.stretch(keyspace, partition, document.partitions, after, end, limit);
-    let (held, until) = stretch.inspect_err(|_| local.fill(partition))?;
+    let stretch = local.replica.stretch(keyspace, partition, document.partitions, range, limit);
+    let stretch = stretch.inspect_err(|_| {
+        local.counters.unreadable_records += 1;
+        local.fill(partition);
+    })?;
+    for key in stretch.nameless {
+        local.counters.damaged_records += 1;
+        local.replica.remove_nameless(key);
+        local.fill(partition);
+    }
     let mut shared = BTreeMap::new();
-    for (object, held) in held {
+    for (object, held) in stretch.held {
         match held {
             Held::Record(record) => {
                 let keepers = Owners::keepers(document, keyspace, partition, record.copies());
@@ -271,11 +286,11 @@ fn shared_stretch<S: Store>(
                     shared.insert(object, record);
                 }
             }
-            Held::Nothing => {}
+            Held::Nothing | Held::Unreadable => {}
             Held::Damaged => local.note_damage(&object, partition),
         }
     }
-    Ok((shared, until))
+    Ok((shared, stretch.until))
 }
 
 /// Answers a peer that asks for a stretch, once everything in it is synced.
@@ -290,7 +305,7 @@ pub(crate) fn answer_tree<S: Store>(
     let document = local.document.clone().filter(|_| local.copies.gained(partition).is_some());
     let limit = local.settings.exchange_stretch_keys;
     let stretch = document.and_then(|document| {
-        shared_stretch(local, &document, keyspace, partition, from, (after, None, limit)).ok()
+        shared_stretch(local, &document, keyspace, partition, from, (after, None), limit).ok()
     });
     let Some((shared, until)) = stretch else {
         return local.send(from, Message::Declined { tag });
@@ -372,9 +387,9 @@ impl Exchanges {
             if is_filling && !local.copies.lacks_exchange(partition, peer) {
                 local.become_whole(partition);
             }
-            let leads = local.copies.lacks_exchange(partition, peer) || (!is_filling && local.node < peer);
+            let leads = local.copies.lacks_exchange(partition, peer) || local.node < peer;
             let can = leads && local.is_up(peer);
-            let next = self.later(local, partition, peer, can || (!leads && !is_filling));
+            let next = self.later(local, partition, peer, can || !(leads || is_filling));
             if can {
                 self.due.remove(&(when, partition, peer));
                 self.running += 1;

@@ -131,7 +131,7 @@ impl HintOperation {
     ) -> Option<HintOperation> {
         let partition = object.partition(local.document.as_ref()?.partitions);
         let record = local.held(&object, partition).ok()??;
-        let operation = local.new_operation();
+        let operation = local.numbers.take();
         let tag = Tag { operation, question: 0 };
         let timer = local.now.monotonic + REPLAY_TIMEOUT;
         local.timers.insert((timer, operation));

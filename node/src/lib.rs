@@ -19,6 +19,7 @@ mod hints;
 mod local;
 pub mod message;
 mod node;
+mod operations;
 mod peers;
 mod placement;
 mod planted;

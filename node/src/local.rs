@@ -22,10 +22,11 @@ use crate::{
         Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind, ReadPurpose,
         StartId, Tag,
     },
+    operations::Numbers,
     peers::Peers,
     placement::Owners,
     planted::PlantedBug,
-    replica::{Held, Replica},
+    replica::{Held, PLAUSIBLE_MAX, Replica},
     settings::Settings,
     storage::{ObjectKey, Sequence, Store, seal_stored},
     waiting::{Waiting, WaitingRoom},
@@ -57,7 +58,9 @@ pub(crate) struct Local<S> {
     pub(crate) to_fill: BTreeSet<PartitionId>,
     /// Merges that were not acknowledged and are left to hints: the target and the object.
     pub(crate) hints_left: Vec<(NodeId, ObjectKey)>,
-    pub(crate) next_operation: u64,
+    pub(crate) numbers: Numbers,
+    /// Whether the process is about to end.
+    pub(crate) is_stopping: bool,
 }
 
 /// What an operation hears.
@@ -76,13 +79,15 @@ pub(crate) enum Event {
     Answered {
         /// The replica.
         from: NodeId,
+        /// Its store.
+        store: StoreId,
         /// Its answer.
         answer: ReadAnswer,
     },
     /// A forwarded request ended.
     Forwarded {
         /// For the client.
-        reply: client::Reply,
+        reply: Box<client::Reply>,
     },
     /// A peer sent a stretch of a partition.
     Stretch {
@@ -154,12 +159,6 @@ impl<S: Store> Local<S> {
         self.outbox.push_back(Output::Send { to, envelope: Envelope { header, message } });
     }
 
-    /// A number for a new operation.
-    pub(crate) fn new_operation(&mut self) -> u64 {
-        self.next_operation = self.next_operation.wrapping_add(1);
-        self.next_operation
-    }
-
     /// Lets something wait for a batch; without one, it happens at once.
     pub(crate) fn when_synced(&mut self, sequence: Option<Sequence>, waiting: Waiting) {
         match sequence {
@@ -177,18 +176,23 @@ impl<S: Store> Local<S> {
         }
     }
 
-    /// What this node holds of an object. Damage is noted, and reads as nothing.
+    /// What this node holds of an object. What cannot be read is noted: the copy is filling from then on.
     pub(crate) fn held(
         &mut self,
         object: &ObjectKey,
         partition: PartitionId,
-    ) -> Result<Option<Arc<Record>>, Damaged> {
+    ) -> Result<Option<Arc<Record>>, Unheld> {
         match self.replica.held(object) {
             Held::Record(record) => Ok(Some(record)),
             Held::Nothing => Ok(None),
             Held::Damaged => {
                 self.note_damage(object, partition);
-                Err(Damaged)
+                Err(Unheld::Damaged)
+            }
+            Held::Unreadable => {
+                self.counters.unreadable_records += 1;
+                self.fill(partition);
+                Err(Unheld::Unreadable)
             }
         }
     }
@@ -223,7 +227,7 @@ impl<S: Store> Local<S> {
     /// A filling copy that has exchanged with all others becomes whole, if the document records this store.
     pub(crate) fn become_whole(&mut self, partition: PartitionId) {
         let others = self.sharers.get(&partition).map_or(&[][..], Vec::as_slice);
-        if self.is_recorded() && self.copies.is_filled(partition, others) {
+        if self.is_recorded() && !self.replica.is_refusing() && self.copies.is_filled(partition, others) {
             self.copies.becoming_whole(partition, self.replica.turn_sequence());
             self.write_mark(partition);
         }
@@ -240,14 +244,20 @@ impl<S: Store> Local<S> {
     ) -> Result<Acknowledgement, MergeRefusal> {
         let (partition, _) = self.copy_of(object)?;
         let keyspace = self.document.as_ref().and_then(|document| document.keyspaces.get(&object.keyspace()));
-        if keyspace.is_none_or(|keyspace| keyspace.conflict != record.policy()) {
+        if keyspace.is_none_or(|keyspace| keyspace.conflict != record.policy())
+            || record.highest() >= PLAUSIBLE_MAX
+        {
             return Err(MergeRefusal::Mismatched);
         }
         if self.replica.unsynced_bytes() > self.settings.unsynced_bytes_max {
             self.counters.merges_refused += 1;
             return Err(MergeRefusal::Overloaded);
         }
-        let local = self.held(object, partition).unwrap_or(None);
+        let local = match self.held(object, partition) {
+            Ok(local) => local,
+            Err(Unheld::Damaged) => None,
+            Err(Unheld::Unreadable) => return Err(MergeRefusal::StorageFailed),
+        };
         match local {
             None => {
                 self.counters.merged(path);
@@ -297,8 +307,10 @@ impl<S: Store> Local<S> {
         let pending = self.replica.pending(object)?;
         match durability {
             Durability::Disk => Some(pending),
+            // What is acknowledged from memory now would be lost with the process.
+            Durability::Memory if self.is_stopping => Some(pending),
             Durability::Memory => {
-                self.replica.acknowledged_from_memory(object, partition);
+                self.replica.acknowledged_from_memory(object);
                 match self.copies.memory_mark(partition) {
                     Some(marking) => marking,
                     None => {
@@ -351,6 +363,9 @@ impl<S: Store> Local<S> {
     /// process began it has been welcomed by all that share it and are up, and by at least one of the copies asked.
     pub(crate) fn may_answer(&self, partition: PartitionId, owners: &Owners) -> bool {
         let others = || owners.nodes().filter(|node| *node != self.node);
+        if !self.is_recorded() {
+            return false;
+        }
         let is_whole = self.copies.is_whole_for(partition, others());
         if !is_whole && self.planted != Some(PlantedBug::FillingCopyCounted) {
             return false;
@@ -406,6 +421,11 @@ pub(crate) struct Acknowledgement {
     pub(crate) after: Option<Sequence>,
 }
 
-/// What was held could not be read.
+/// What is held could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Damaged;
+pub(crate) enum Unheld {
+    /// It is lost: from now on nothing is held.
+    Damaged,
+    /// It may be there all the same, and must not be written over.
+    Unreadable,
+}

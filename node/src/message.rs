@@ -62,16 +62,16 @@ pub enum Message {
     Hello {
         /// The cluster it belongs to, once it knows.
         cluster: Option<ClusterId>,
-        /// Where its store recovered to when it was opened.
-        recovered: Sequence,
+        /// Where its store recovered to when it was opened, and what of that the receiver has not confirmed.
+        recovery: Recovery,
     },
-    /// The answer: the highest sequence of the store that the hello named which the sender had seen synced before
-    /// that process first greeted it.
+    /// The answer to a hello.
     Welcome {
         /// The process that is welcomed.
         start: StartId,
-        /// None if the sender knew nothing of that store.
-        seen: Option<Sequence>,
+        /// How far the sender had seen the store come that has recovered to less since: it went back in time, and
+        /// something that was acknowledged is lost. None if the sender knows of nothing that is missing.
+        went_back_from: Option<Sequence>,
     },
     /// Asks for the cluster document.
     DocumentRequest,
@@ -82,7 +82,7 @@ pub enum Message {
         /// Comes back with the reply.
         tag: Tag,
         /// What the client asked.
-        request: Request,
+        request: Box<Request>,
         /// What is left of its time.
         remaining: Duration,
     },
@@ -91,7 +91,7 @@ pub enum Message {
         /// From the forward.
         tag: Tag,
         /// For the client.
-        reply: Reply,
+        reply: Box<Reply>,
     },
     /// Asks a replica to join a record that carries its dots.
     Merge {
@@ -156,6 +156,17 @@ pub enum Message {
         /// From the question.
         tag: Tag,
     },
+}
+
+/// Where a store recovered to, as its process tells a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// At this start.
+    pub recovered: Sequence,
+    /// The lowest of all starts since the peer last confirmed one, this one included.
+    pub lowest: Sequence,
+    /// Those starts, the latest last, without this one; the oldest may have been left out.
+    pub unconfirmed: Vec<StartId>,
 }
 
 /// The five ways in to the one door.
@@ -233,6 +244,8 @@ pub enum ReadAnswer {
     Digest(VersionDigest),
     /// No answer that could count: the copy is filling, not yet greeted by those it shares with, or damaged.
     Filling,
+    /// What was to be answered waited for a batch that was refused: what is held now is something else.
+    Refused,
     /// The sender's document is older than the receiver's.
     StaleEpoch,
     /// The receiver holds no copy.

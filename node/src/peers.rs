@@ -2,9 +2,14 @@
 //! how far its clock is from ours.
 //!
 //! **Greeting.** A process says hello to every peer with the sequence that its store recovered to, until it is
-//! welcomed. A welcome carries the highest sequence of that store that the peer had seen synced before. If that is
-//! higher, the store went back in time (it was restored, truncated, or the disk lied), and its copies cannot be
-//! believed. Messages of a process that has not said hello are ignored.
+//! welcomed. A welcome carries the highest sequence of that store that the peer had seen synced before that process.
+//! If that is higher, the store went back in time (it was restored, truncated, or the disk lied), and its copies cannot
+//! be believed. Messages of a process that has not said hello are ignored.
+//!
+//! Two things are remembered over restarts for this to be right. *The verdict on each process*: a peer that restarts
+//! gives the same process the same answer again, or it would take what the process has written since for what it lost.
+//! *The lowest recovery that a peer has not confirmed*, and by which processes: a store that went back must not
+//! overtake what its peers remember by writing on until its next start.
 //!
 //! **Up and down.** Until there is a failure detector, a peer is down when it was asked something and has said
 //! nothing at all for a while, or did not answer several hellos; it is then greeted with growing intervals.
@@ -12,32 +17,70 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use antientropy::version::UnixMillis;
+use bytes::Bytes;
 use ring::{NodeId, StoreId};
 use smallvec::SmallVec;
 
-use crate::{event::Now, message::StartId, settings::Settings, storage::Sequence};
+use crate::{
+    event::Now,
+    message::{Recovery, StartId},
+    recovery::peers_to_store,
+    settings::Settings,
+    storage::Sequence,
+};
 
 /// Greetings without an answer before a peer counts as down.
 const GREETINGS_UNANSWERED_MAX: u32 = 3;
+/// Processes that are remembered as unconfirmed; of more, the oldest are forgotten, which errs to the careful side.
+pub(crate) const STARTS_MAX: usize = 8;
+/// No store counts so far: a sequence from here on is nobody's.
+const SEQUENCE_MAX: Sequence = Sequence(1 << 62);
 /// How long the best clock sample of a peer is kept: at least one window, at most two.
 const CLOCK_WINDOW: Duration = Duration::from_secs(5);
 
 /// All peers.
 pub(crate) struct Peers {
     peers: BTreeMap<NodeId, Peer>,
-    /// Peers of which something is remembered that is not yet part of a batch.
+    /// This process, and where its store recovered to.
+    present: StartId,
+    recovered: Sequence,
+    /// Whether something is to be remembered that is not yet part of a batch.
     unsaved: bool,
+    /// Whether any batch of this process is synced. Until then each of them says that this process was.
+    is_present_saved: bool,
+}
+
+/// What is remembered of a peer over restarts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PeerMemory {
+    /// The highest sequence seen of its present store.
+    pub(crate) seen: Option<(StoreId, Sequence)>,
+    /// The last process that was seen to write, and what its welcome said.
+    pub(crate) judged: Option<(StartId, Option<Sequence>)>,
+    /// What the peer has not confirmed of this node's recoveries; none once it has welcomed the present process.
+    pub(crate) unconfirmed: Option<Unconfirmed>,
+}
+
+/// Recoveries of this node's store that a peer has not confirmed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unconfirmed {
+    /// The lowest.
+    pub(crate) lowest: Sequence,
+    /// The processes that recovered, the latest last, this one included; at most [`STARTS_MAX`].
+    pub(crate) starts: Vec<StartId>,
 }
 
 /// One peer.
 #[derive(Default)]
 struct Peer {
-    /// The process that said hello last.
+    /// The process that said hello to this one last.
     start: Option<StartId>,
-    /// What its welcome said: kept so that a repeated hello gets the same.
+    /// Where its store recovered to. What it has synced counts as seen from the first batch of its own on: only that
+    /// has written down that this process was, and a process that left no trace cannot be asked about later.
+    recovered: Sequence,
+    /// What its welcome says.
     verdict: Option<Sequence>,
-    /// The highest sequence seen of its present store.
-    seen: Option<(StoreId, Sequence)>,
+    memory: PeerMemory,
     /// Whether the peer's present process has welcomed this one.
     greeted: bool,
     /// Whether any of its processes has, since this process began.
@@ -71,32 +114,49 @@ struct ClockOffset {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Greeted {
     /// For the welcome.
-    pub(crate) seen: Option<Sequence>,
+    pub(crate) went_back_from: Option<Sequence>,
     /// The peer's process is another than before: it does not know ours.
     pub(crate) restarted: bool,
 }
 
 impl Peers {
-    /// Peers of which nothing is known but what an earlier process of this node had seen of them.
+    /// Peers of which nothing is known but what an earlier process of this node has remembered, for a store that has
+    /// recovered to `recovered`.
     pub(crate) fn new(
+        present: StartId,
         nodes: impl IntoIterator<Item = NodeId>,
-        seen: &[(NodeId, StoreId, Sequence)],
+        memories: Vec<(NodeId, PeerMemory)>,
+        recovered: Sequence,
     ) -> Peers {
-        let mut peers = Peers { peers: BTreeMap::new(), unsaved: false };
-        for node in nodes {
-            peers.peers.entry(node).or_default();
+        let mut peers =
+            Peers { peers: BTreeMap::new(), present, recovered, unsaved: true, is_present_saved: false };
+        for (node, mut memory) in memories {
+            let mut unconfirmed =
+                memory.unconfirmed.unwrap_or(Unconfirmed { lowest: recovered, starts: Vec::new() });
+            unconfirmed.lowest = unconfirmed.lowest.min(recovered);
+            unconfirmed.starts.push(present);
+            let surplus = unconfirmed.starts.len().saturating_sub(STARTS_MAX);
+            unconfirmed.starts.drain(..surplus);
+            memory.unconfirmed = Some(unconfirmed);
+            peers.peers.insert(node, Peer { memory, ..Peer::default() });
         }
-        for (node, store, sequence) in seen {
-            peers.peers.entry(*node).or_default().seen = Some((*store, *sequence));
-        }
+        peers.add(nodes);
         peers
     }
 
     /// Adds peers that are not known yet.
     pub(crate) fn add(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
         for node in nodes {
-            self.peers.entry(node).or_default();
+            self.unsaved |= !self.peers.contains_key(&node);
+            let unconfirmed = Unconfirmed { lowest: self.recovered, starts: vec![self.present] };
+            let memory = PeerMemory { unconfirmed: Some(unconfirmed), ..PeerMemory::default() };
+            self.peers.entry(node).or_insert_with(|| Peer { memory, ..Peer::default() });
         }
+    }
+
+    /// Forgets all peers but these.
+    pub(crate) fn keep(&mut self, is_member: impl Fn(NodeId) -> bool) {
+        self.peers.retain(|node, _| is_member(*node));
     }
 
     /// A hello arrived.
@@ -105,8 +165,9 @@ impl Peers {
         from: NodeId,
         start: StartId,
         store: StoreId,
-        recovered: Sequence,
+        recovery: &Recovery,
     ) -> Greeted {
+        self.add([from]);
         let peer = self.peers.entry(from).or_default();
         let restarted = peer.start != Some(start);
         if restarted {
@@ -114,19 +175,26 @@ impl Peers {
             peer.greeted = false;
             peer.unanswered = 0;
             peer.next_greeting = Duration::ZERO;
-            peer.verdict = peer.seen.filter(|(seen, _)| *seen == store).map(|(_, sequence)| sequence);
         }
-        let seen = peer.verdict;
-        self.see(from, store, recovered);
-        Greeted { seen, restarted }
+        let went_back_from = match peer.memory.judged {
+            Some((judged, verdict)) if judged == start => verdict,
+            Some(_) | None if restarted => peer.memory.judge(store, recovery),
+            Some(_) | None => peer.verdict,
+        };
+        peer.verdict = went_back_from;
+        peer.recovered = recovery.recovered;
+        Greeted { went_back_from, restarted }
     }
 
-    /// A welcome arrived: the peer knows this process.
-    pub(crate) fn welcome(&mut self, from: NodeId) {
-        let peer = self.peers.entry(from).or_default();
+    /// A welcome arrived: the peer knows this process. True the first time: then its verdict is news.
+    pub(crate) fn welcome(&mut self, from: NodeId) -> bool {
+        let Some(peer) = self.peers.get_mut(&from) else { return false };
         peer.greeted = true;
         peer.ever_greeted = true;
         peer.unanswered = 0;
+        let is_news = peer.memory.unconfirmed.take().is_some();
+        self.unsaved |= is_news;
+        is_news
     }
 
     /// Whether a message of this process of `from` may be listened to.
@@ -157,23 +225,35 @@ impl Peers {
 
     /// Remembers how far a peer's store has come.
     fn see(&mut self, from: NodeId, store: StoreId, sequence: Sequence) {
-        let peer = self.peers.entry(from).or_default();
-        let higher = match peer.seen {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if sequence <= peer.recovered {
+            return;
+        }
+        let higher = match peer.memory.seen {
             Some((seen, highest)) if seen == store => sequence > highest,
             Some(_) | None => true,
         };
-        if higher {
-            peer.seen = Some((store, sequence));
+        if higher && sequence < SEQUENCE_MAX {
+            peer.memory.seen = Some((store, sequence));
+            peer.memory.judged = peer.start.map(|start| (start, peer.verdict));
             self.unsaved = true;
         }
     }
 
-    /// What is to be remembered of the peers' stores, if anything has changed since the last time.
-    pub(crate) fn take_unsaved(&mut self) -> Option<Vec<(NodeId, StoreId, Sequence)>> {
-        std::mem::take(&mut self.unsaved).then(|| {
-            let seen = |(node, peer): (&NodeId, &Peer)| peer.seen.map(|(store, at)| (*node, store, at));
-            self.peers.iter().filter_map(seen).collect()
-        })
+    /// What is to be remembered of all peers, if anything has changed since the last time: a key and a value.
+    pub(crate) fn take_unsaved(&mut self) -> Option<(Bytes, Bytes)> {
+        let is_due = std::mem::take(&mut self.unsaved) || !self.is_present_saved;
+        is_due.then(|| self.to_store())
+    }
+
+    /// What is to be remembered of all peers: a key and a value.
+    pub(crate) fn to_store(&self) -> (Bytes, Bytes) {
+        peers_to_store(self.peers.iter().map(|(node, peer)| (*node, &peer.memory)))
+    }
+
+    /// A batch of this process is synced.
+    pub(crate) fn saved(&mut self) {
+        self.is_present_saved = true;
     }
 
     /// What was to be remembered was not.
@@ -227,13 +307,14 @@ impl Peers {
         }
     }
 
-    /// The peers to be greeted now; each is due again after its interval.
-    pub(crate) fn due(&mut self, now: Now, settings: &Settings) -> Vec<NodeId> {
+    /// The peers to be greeted now, and what to tell each of where this node's store recovered to; each is due again
+    /// after its interval.
+    pub(crate) fn due(&mut self, now: Now, settings: &Settings) -> Vec<(NodeId, Recovery)> {
         let mut due = Vec::new();
         for (node, peer) in &mut self.peers {
             let is_due = peer.wants_greeting(now, settings) && peer.next_greeting <= now.monotonic;
             if is_due || std::mem::take(&mut peer.has_news) {
-                due.push(*node);
+                due.push((*node, peer.memory.recovery(self.recovered)));
                 let doubled = settings.greeting_interval.saturating_mul(1 << peer.unanswered.min(16));
                 peer.next_greeting = now.monotonic + doubled.min(settings.greeting_interval_max);
                 peer.unanswered += 1;
@@ -254,6 +335,31 @@ impl Peers {
             wanted.max(peer.next_greeting)
         };
         self.peers.values().map(when).min()
+    }
+}
+
+impl PeerMemory {
+    /// How far this store had been seen to come, if it has recovered to less since.
+    fn judge(&self, store: StoreId, recovery: &Recovery) -> Option<Sequence> {
+        let (_, seen) = self.seen.filter(|(seen, _)| *seen == store)?;
+        match self.judged {
+            // What was seen since then was written after that recovery, which was judged; only this one is open.
+            Some((judged, verdict)) if recovery.unconfirmed.contains(&judged) => {
+                verdict.or((seen > recovery.recovered).then_some(seen))
+            }
+            Some(_) | None => (seen > recovery.lowest).then_some(seen),
+        }
+    }
+
+    /// What to tell the peer of where this store recovered to.
+    fn recovery(&self, recovered: Sequence) -> Recovery {
+        match &self.unconfirmed {
+            Some(Unconfirmed { lowest, starts }) => {
+                let earlier = starts.split_last().map_or(&[][..], |(_, earlier)| earlier);
+                Recovery { recovered, lowest: *lowest, unconfirmed: earlier.to_vec() }
+            }
+            None => Recovery { recovered, lowest: recovered, unconfirmed: Vec::new() },
+        }
     }
 }
 
@@ -299,45 +405,124 @@ mod tests {
         Now { monotonic: Duration::from_millis(ms), wall: UnixMillis(1_000_000 + ms) }
     }
 
+    fn peers(nodes: &[NodeId]) -> Peers {
+        Peers::new(StartId(0), nodes.iter().copied(), Vec::new(), Sequence(0))
+    }
+
+    fn recovered(sequence: u64) -> Recovery {
+        let recovered = Sequence(sequence);
+        Recovery { recovered, lowest: recovered, unconfirmed: Vec::new() }
+    }
+
+    fn memories(peers: &Peers) -> Vec<(NodeId, PeerMemory)> {
+        peers.peers.iter().map(|(node, peer)| (*node, peer.memory.clone())).collect()
+    }
+
     #[test]
     fn a_store_that_went_back_is_told_what_was_seen_however_often_it_asks() {
-        let mut peers = Peers::new([PEER], &[]);
-        assert_eq!(peers.hello(PEER, StartId(1), STORE, Sequence(0)).seen, None);
+        let mut peers = peers(&[PEER]);
+        assert_eq!(peers.hello(PEER, StartId(1), STORE, &recovered(0)).went_back_from, None);
         peers.heard(at(1), PEER, STORE, Sequence(100), UnixMillis(0));
-        let greeted = peers.hello(PEER, StartId(2), STORE, Sequence(40));
-        assert_eq!(greeted, Greeted { seen: Some(Sequence(100)), restarted: true });
+        let greeted = peers.hello(PEER, StartId(2), STORE, &recovered(40));
+        assert_eq!(greeted, Greeted { went_back_from: Some(Sequence(100)), restarted: true });
         peers.heard(at(2), PEER, STORE, Sequence(120), UnixMillis(0));
-        assert_eq!(peers.hello(PEER, StartId(2), STORE, Sequence(40)).seen, Some(Sequence(100)));
-        assert_eq!(peers.hello(PEER, StartId(3), StoreId(8), Sequence(0)).seen, None, "another store");
+        let again = peers.hello(PEER, StartId(2), STORE, &recovered(40));
+        assert_eq!(again.went_back_from, Some(Sequence(100)));
+        let other = peers.hello(PEER, StartId(3), StoreId(8), &recovered(0));
+        assert_eq!(other.went_back_from, None, "another store");
+    }
+
+    #[test]
+    fn a_peer_that_restarts_says_the_same_of_a_process_that_did_not() {
+        let mut before = peers(&[PEER]);
+        assert_eq!(before.hello(PEER, StartId(1), STORE, &recovered(40)).went_back_from, None);
+        before.heard(at(1), PEER, STORE, Sequence(110), UnixMillis(0));
+        let mut after = Peers::new(StartId(9), [], memories(&before), Sequence(0));
+        assert!(!after.is_known(PEER, StartId(1)), "it has not said hello to this process");
+        assert_eq!(after.hello(PEER, StartId(1), STORE, &recovered(40)).went_back_from, None);
+        let next = after.hello(PEER, StartId(2), STORE, &recovered(50));
+        assert_eq!(next.went_back_from, Some(Sequence(110)));
+    }
+
+    #[test]
+    fn a_recovery_that_nobody_confirmed_is_told_at_the_next_start_too() {
+        let settings = Settings::new(ContextKey::new([0; 32]));
+        let first = Peers::new(StartId(1), [PEER], Vec::new(), Sequence(4));
+        let mut second = Peers::new(StartId(2), [], memories(&first), Sequence(24));
+        let told = Recovery { recovered: Sequence(24), lowest: Sequence(4), unconfirmed: vec![StartId(1)] };
+        assert_eq!(second.due(at(0), &settings), [(PEER, told.clone())]);
+
+        let mut peer = peers(&[PEER]);
+        peer.hello(PEER, StartId(0), STORE, &recovered(0));
+        peer.heard(at(1), PEER, STORE, Sequence(9), UnixMillis(0));
+        let greeted = peer.hello(PEER, StartId(2), STORE, &told);
+        assert_eq!(
+            greeted.went_back_from,
+            Some(Sequence(9)),
+            "it has overtaken the nine since, and lost them"
+        );
+
+        assert!(second.welcome(PEER));
+        assert!(!second.welcome(PEER), "only the first welcome is news");
+        let mut third = Peers::new(StartId(3), [], memories(&second), Sequence(30));
+        assert_eq!(third.due(at(0), &settings), [(PEER, recovered(30))]);
+    }
+
+    #[test]
+    fn what_was_written_after_a_recovery_that_was_judged_is_not_taken_for_lost() {
+        // The welcome was heard, and the process died before the batch that would have remembered it.
+        let mut peer = peers(&[PEER]);
+        assert_eq!(peer.hello(PEER, StartId(1), STORE, &recovered(40)).went_back_from, None);
+        peer.heard(at(1), PEER, STORE, Sequence(41), UnixMillis(0));
+        let next = Recovery { recovered: Sequence(41), lowest: Sequence(40), unconfirmed: vec![StartId(1)] };
+        assert_eq!(peer.hello(PEER, StartId(2), STORE, &next).went_back_from, None);
+        peer.heard(at(1), PEER, STORE, Sequence(50), UnixMillis(0));
+        let back = Recovery {
+            recovered: Sequence(45),
+            lowest: Sequence(40),
+            unconfirmed: vec![StartId(1), StartId(2)],
+        };
+        assert_eq!(peer.hello(PEER, StartId(3), STORE, &back).went_back_from, Some(Sequence(50)));
+    }
+
+    #[test]
+    fn a_process_that_wrote_nothing_does_not_stand_between_those_that_did() {
+        let mut peer = peers(&[PEER]);
+        peer.hello(PEER, StartId(1), STORE, &recovered(71));
+        peer.heard(at(1), PEER, STORE, Sequence(72), UnixMillis(0));
+        let next = Recovery { recovered: Sequence(72), lowest: Sequence(71), unconfirmed: vec![StartId(1)] };
+        assert_eq!(peer.hello(PEER, StartId(2), STORE, &next).went_back_from, None);
+        peer.heard(at(2), PEER, STORE, Sequence(72), UnixMillis(0));
+        assert_eq!(peer.hello(PEER, StartId(3), STORE, &next).went_back_from, None);
     }
 
     #[test]
     fn a_process_that_has_not_said_hello_is_not_known() {
-        let mut peers = Peers::new([PEER], &[]);
+        let mut peers = peers(&[PEER]);
         assert!(!peers.is_known(PEER, StartId(1)));
-        peers.hello(PEER, StartId(1), STORE, Sequence(0));
+        peers.hello(PEER, StartId(1), STORE, &recovered(0));
         assert!(peers.is_known(PEER, StartId(1)));
-        peers.hello(PEER, StartId(2), STORE, Sequence(0));
+        peers.hello(PEER, StartId(2), STORE, &recovered(0));
         assert!(!peers.is_known(PEER, StartId(1)));
     }
 
     #[test]
     fn a_silent_peer_is_down_until_it_speaks() {
         let settings = Settings::new(ContextKey::new([0; 32]));
-        let mut peers = Peers::new([PEER], &[]);
-        peers.hello(PEER, StartId(1), STORE, Sequence(0));
+        let mut peers = peers(&[PEER]);
+        peers.hello(PEER, StartId(1), STORE, &recovered(0));
         peers.welcome(PEER);
         peers.asked(at(10), PEER);
         assert!(peers.is_up(at(500), PEER, &settings));
         assert!(!peers.is_up(at(510), PEER, &settings));
-        assert_eq!(peers.due(at(510), &settings), [PEER]);
+        assert_eq!(peers.due(at(510), &settings), [(PEER, Recovery { lowest: Sequence(0), ..recovered(0) })]);
         peers.heard(at(520), PEER, STORE, Sequence(0), UnixMillis(0));
         assert!(peers.is_up(at(2000), PEER, &settings));
     }
 
     #[test]
     fn drift_is_measured_from_the_median_and_delay_does_not_look_like_drift() {
-        let mut peers = Peers::new([NodeId(2), NodeId(3), NodeId(4)], &[]);
+        let mut peers = peers(&[NodeId(2), NodeId(3), NodeId(4)]);
         assert_eq!(peers.drift_ms(), None);
         let wall = |ahead: i64| UnixMillis((1_000_000 + ahead).cast_unsigned());
         peers.heard(at(0), NodeId(2), STORE, Sequence(0), wall(2000));

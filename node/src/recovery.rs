@@ -12,13 +12,14 @@ use ring::{ClusterDocument, NodeId, PartitionId, StoreId};
 use crate::{
     copies::Mark,
     message::StartId,
+    peers::{PeerMemory, Unconfirmed},
     storage::{Sequence, Store, Table, open_stored, seal_stored},
 };
 
 /// Where the cluster document is stored.
 const DOCUMENT: &[u8] = b"document";
-/// Where it is stored how far peers' stores were seen to come.
-const SEEN: &[u8] = b"seen";
+/// Where it is stored what is remembered of the peers.
+const PEERS: &[u8] = b"peers";
 /// Where the last process that stopped in good order left its name.
 const CLEAN: &[u8] = b"clean";
 /// Marks read at a time.
@@ -28,7 +29,7 @@ const MARKS_AT_ONCE: usize = 1024;
 pub(crate) struct Recovered {
     pub(crate) document: Option<Arc<ClusterDocument>>,
     pub(crate) marks: BTreeMap<PartitionId, Mark>,
-    pub(crate) seen: Vec<(NodeId, StoreId, Sequence)>,
+    pub(crate) peers: Vec<(NodeId, PeerMemory)>,
     pub(crate) clean: Option<StartId>,
 }
 
@@ -42,10 +43,10 @@ impl Recovered {
         let document =
             get(DOCUMENT).and_then(|payload| postcard::from_bytes::<ClusterDocument>(&payload).ok());
         let document = document.filter(|document| document.validate().is_ok()).map(Arc::new);
-        let seen = get(SEEN).map(decode_seen).unwrap_or_default();
+        let peers = get(PEERS).map(decode_peers).unwrap_or_default();
         let clean = get(CLEAN).filter(|payload| payload.len() == 8);
         let clean = clean.map(|mut payload| StartId(payload.get_u64()));
-        Recovered { document, marks: read_marks(store), seen, clean }
+        Recovered { document, marks: read_marks(store), peers, clean }
     }
 
     /// Whether a copy was whole when the store was last written to, and nothing that it acknowledged from memory
@@ -83,16 +84,36 @@ pub(crate) fn document_to_store(document: &ClusterDocument) -> (Bytes, Bytes) {
     (Bytes::from_static(DOCUMENT), sealed)
 }
 
-/// How far peers' stores were seen to come, as it is stored.
-pub(crate) fn seen_to_store(seen: &[(NodeId, StoreId, Sequence)]) -> (Bytes, Bytes) {
+/// What is remembered of the peers, as it is stored. For each: its id, a byte of flags that says which of the rest
+/// there are, store, sequence, process, verdict, lowest unconfirmed recovery, and a byte that counts the unconfirmed
+/// processes that follow; all big-endian.
+pub(crate) fn peers_to_store<'a>(
+    peers: impl ExactSizeIterator<Item = (NodeId, &'a PeerMemory)>,
+) -> (Bytes, Bytes) {
+    let capacity = peers.len() * (PEER_BYTES + 8);
     let encode = |out: &mut BytesMut| {
-        for (node, store, sequence) in seen {
+        for (node, memory) in peers {
+            let (store, sequence) = memory.seen.unwrap_or((StoreId(0), Sequence(0)));
+            let (start, verdict) = memory.judged.unwrap_or((StartId(0), None));
+            let starts = memory.unconfirmed.as_ref().map_or(&[][..], |unconfirmed| &unconfirmed.starts);
+            let flags = [
+                memory.seen.is_some(),
+                memory.judged.is_some(),
+                verdict.is_some(),
+                memory.unconfirmed.is_some(),
+            ];
             out.put_u32(node.0);
+            out.put_u8(flags.iter().rev().fold(0, |byte, flag| byte << 1 | u8::from(*flag)));
             out.put_u64(store.0);
             out.put_u64(sequence.0);
+            out.put_u64(start.0);
+            out.put_u64(verdict.unwrap_or_default().0);
+            out.put_u64(memory.unconfirmed.as_ref().map_or(0, |unconfirmed| unconfirmed.lowest.0));
+            out.put_u8(u8::try_from(starts.len()).expect("a handful"));
+            starts.iter().for_each(|start| out.put_u64(start.0));
         }
     };
-    (Bytes::from_static(SEEN), seal_stored(SEEN, encode, seen.len() * SEEN_BYTES))
+    (Bytes::from_static(PEERS), seal_stored(PEERS, encode, capacity))
 }
 
 /// The mark of a stop in good order, as it is stored.
@@ -100,14 +121,51 @@ pub(crate) fn clean_to_store(start: StartId) -> (Bytes, Bytes) {
     (Bytes::from_static(CLEAN), seal_stored(CLEAN, |out| out.put_u64(start.0), 8))
 }
 
-/// Bytes of one peer's entry.
-const SEEN_BYTES: usize = 20;
+/// Bytes of one peer's entry, without its unconfirmed processes.
+const PEER_BYTES: usize = 46;
 
-fn decode_seen(mut payload: Bytes) -> Vec<(NodeId, StoreId, Sequence)> {
-    let mut seen = Vec::with_capacity(payload.len() / SEEN_BYTES);
-    while payload.len() >= SEEN_BYTES {
-        let (node, store) = (NodeId(payload.get_u32()), StoreId(payload.get_u64()));
-        seen.push((node, store, Sequence(payload.get_u64())));
+fn decode_peers(mut payload: Bytes) -> Vec<(NodeId, PeerMemory)> {
+    let mut peers = Vec::with_capacity(payload.len() / PEER_BYTES);
+    while payload.len() >= PEER_BYTES {
+        let (node, flags) = (NodeId(payload.get_u32()), payload.get_u8());
+        let (store, sequence) = (StoreId(payload.get_u64()), Sequence(payload.get_u64()));
+        let (start, verdict) = (StartId(payload.get_u64()), Sequence(payload.get_u64()));
+        let (lowest, count) = (Sequence(payload.get_u64()), usize::from(payload.get_u8()));
+        if payload.len() < count * 8 {
+            break;
+        }
+        let starts = (0..count).map(|_| StartId(payload.get_u64())).collect();
+        let has = |bit: u8| flags & bit != 0;
+        let memory = PeerMemory {
+            seen: has(1).then_some((store, sequence)),
+            judged: has(2).then_some((start, has(4).then_some(verdict))),
+            unconfirmed: has(8).then_some(Unconfirmed { lowest, starts }),
+        };
+        peers.push((node, memory));
     }
-    seen
+    peers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_of_peers_reads_back() {
+        let unconfirmed = Unconfirmed { lowest: Sequence(7), starts: vec![StartId(8), StartId(9)] };
+        let all = [
+            (NodeId(1), PeerMemory::default()),
+            (
+                NodeId(2),
+                PeerMemory {
+                    seen: Some((StoreId(3), Sequence(4))),
+                    judged: Some((StartId(5), Some(Sequence(6)))),
+                    unconfirmed: Some(unconfirmed),
+                },
+            ),
+            (NodeId(3), PeerMemory { judged: Some((StartId(8), None)), ..PeerMemory::default() }),
+        ];
+        let (key, value) = peers_to_store(all.iter().map(|(node, memory)| (*node, memory)));
+        assert_eq!(decode_peers(open_stored(&key, &value).unwrap()), all);
+    }
 }

@@ -32,6 +32,9 @@ use crate::{
     storage::{Batch, Change, ObjectKey, ReadError, Sequence, Store, Table, decode_stored, encode_stored},
 };
 
+/// Counters from here on are nobody's clock, and leave no room to count on: they are not taken.
+pub(crate) const PLAUSIBLE_MAX: Counter = Counter(u64::MAX - (1 << 32));
+
 /// See the module's documentation.
 pub(crate) struct Replica<S> {
     store: S,
@@ -44,6 +47,8 @@ pub(crate) struct Replica<S> {
     turn: Turn,
     in_flight: VecDeque<InFlight>,
     synced: Sequence,
+    /// Whether the last batch that came back was refused.
+    is_refusing: bool,
     /// Numbers up to this one were used by this store before it went back in time.
     floor: Sequence,
     planted: Option<PlantedBug>,
@@ -62,15 +67,17 @@ struct Turn {
     /// Each object once.
     objects: Vec<ObjectKey>,
     meta: Vec<Change>,
-    /// Partitions in which something of this batch is acknowledged before it is synced.
-    from_memory: BTreeSet<PartitionId>,
+    /// Objects of it that are acknowledged before it is synced.
+    from_memory: BTreeSet<ObjectKey>,
+    /// How many of the objects are only carried over from a batch that was refused: no reason to commit by themselves.
+    carried: usize,
 }
 
 /// A batch on its way.
 struct InFlight {
     sequence: Sequence,
     objects: Vec<ObjectKey>,
-    from_memory: BTreeSet<PartitionId>,
+    from_memory: BTreeSet<ObjectKey>,
 }
 
 /// What a replica has of an object.
@@ -80,8 +87,20 @@ pub(crate) enum Held {
     Record(Arc<Record>),
     /// Nothing.
     Nothing,
-    /// Something that cannot be read.
+    /// Bytes that are not what was written: they can only be removed.
     Damaged,
+    /// The engine could not read. What was written may be there all the same.
+    Unreadable,
+}
+
+/// A stretch of a partition.
+pub(crate) struct Stretch {
+    /// What is held of each object.
+    pub(crate) held: BTreeMap<ObjectKey, Held>,
+    /// Stored keys that name no object.
+    pub(crate) nameless: Vec<Bytes>,
+    /// Where it ends; none if nothing comes after it.
+    pub(crate) until: Option<Bytes>,
 }
 
 impl Held {
@@ -93,6 +112,9 @@ impl Held {
 
 /// What a write wants.
 pub(crate) struct Mint {
+    /// What this node holds of the object. Read once, by the caller, who has noted any damage: an actor that writes
+    /// on top of less than it has written before claims to have seen what it lost.
+    pub(crate) held: Option<Arc<Record>>,
     /// What happens to concurrent values.
     pub(crate) conflict: ConflictPolicy,
     /// What the writer has seen of this key.
@@ -103,12 +125,6 @@ pub(crate) struct Mint {
     pub(crate) value: Option<Value>,
     /// How many copies are to be kept.
     pub(crate) copies: CopyCount,
-}
-
-/// What a refused batch took with it.
-pub(crate) struct Failed {
-    /// The partitions in which something was acknowledged that is now gone.
-    pub(crate) acknowledged: BTreeSet<PartitionId>,
 }
 
 impl<S: Store> Replica<S> {
@@ -125,6 +141,7 @@ impl<S: Store> Replica<S> {
             turn: Turn::new(Sequence(synced.0 + 1)),
             in_flight: VecDeque::new(),
             synced,
+            is_refusing: false,
             floor: synced,
             planted,
         }
@@ -153,7 +170,7 @@ impl<S: Store> Replica<S> {
         match self.store.get(Table::Records, key) {
             Ok(None) => Held::Nothing,
             Ok(Some(stored)) => Held::decode(key, &stored),
-            Err(_) => Held::Damaged,
+            Err(_) => Held::Unreadable,
         }
     }
 
@@ -190,8 +207,7 @@ impl<S: Store> Replica<S> {
         }
     }
 
-    /// Mints a version of `object` on top of what this node holds of it, and stores the result. The caller has seen
-    /// to damage before: what cannot be read counts as nothing.
+    /// Mints a version of `object` on top of what this node holds of it, and stores the result.
     ///
     /// # Errors
     ///
@@ -205,12 +221,12 @@ impl<S: Store> Replica<S> {
         settings: &Settings,
         rng: &mut ChaCha8Rng,
     ) -> Result<(Dot, Arc<Record>), Refusal> {
-        let local = match self.held(object) {
-            Held::Record(record) => Some(record),
-            Held::Nothing | Held::Damaged => None,
-        };
+        let local = mint.held;
         let floor =
             local.as_ref().map_or(Counter::ZERO, |record| record.highest()).max(mint.context.highest());
+        if floor.max(mint.seen) >= PLAUSIBLE_MAX {
+            return Err(Refusal::ClockDrift { drift_ms: i64::MIN });
+        }
         let mut counter = self.clock.tick(now.wall).max(floor.next());
         let record = match mint.conflict {
             ConflictPolicy::Siblings => {
@@ -220,9 +236,11 @@ impl<S: Store> Replica<S> {
                     None => SiblingSet::new(),
                 };
                 let dot = Dot { counter, actor: self.actor(partition, rng) };
-                let is_put = mint.value.is_some();
+                let (is_put, writers) = (mint.value.is_some(), set.context_ref().entries().len());
                 set.write(dot, &mint.context, mint.value, mint.copies);
-                within_limits(&set, is_put, settings)?;
+                if is_put {
+                    within_limits(&set, writers, settings)?;
+                }
                 (dot, Record::Siblings(set))
             }
             ConflictPolicy::LastWriteWins => {
@@ -260,11 +278,6 @@ impl<S: Store> Replica<S> {
         }
     }
 
-    /// Every partition's next write has another actor.
-    pub(crate) fn retire_all_actors(&mut self) {
-        self.actors.clear();
-    }
-
     /// Stores a record, or removes one, with this turn's batch.
     pub(crate) fn put(&mut self, object: ObjectKey, record: Option<Arc<Record>>) {
         let bytes = record.as_ref().map_or(0, |record| record.encoded_len()) + object.encoded().len();
@@ -275,17 +288,25 @@ impl<S: Store> Replica<S> {
         if before.is_none_or(|before| before.sequence != self.turn.sequence) {
             self.cache.remove(&object);
             self.turn.objects.push(object);
+        } else if self.turn.carried > 0 {
+            // What was only carried over may now be a reason to commit: none of it counts as carried any more.
+            self.turn.carried = 0;
         }
     }
 
     /// What this node holds of an object is acknowledged, or will be, before it is synced.
-    pub(crate) fn acknowledged_from_memory(&mut self, object: &ObjectKey, partition: PartitionId) {
+    pub(crate) fn acknowledged_from_memory(&mut self, object: &ObjectKey) {
         let Some(sequence) = self.overlay.get(object).map(|pending| pending.sequence) else { return };
         if sequence == self.turn.sequence {
-            self.turn.from_memory.insert(partition);
+            self.turn.from_memory.insert(object.clone());
         } else if let Some(batch) = self.in_flight.iter_mut().find(|batch| batch.sequence == sequence) {
-            batch.from_memory.insert(partition);
+            batch.from_memory.insert(object.clone());
         }
+    }
+
+    /// Removes what is stored under a key that names no object.
+    pub(crate) fn remove_nameless(&mut self, key: Bytes) {
+        self.turn.meta.push(Change { table: Table::Records, key, value: None });
     }
 
     /// Writes a fact about the node itself with this turn's batch.
@@ -296,7 +317,7 @@ impl<S: Store> Replica<S> {
 
     /// Seals the turn: its batch, or none if nothing has changed.
     pub(crate) fn seal(&mut self) -> Option<Batch> {
-        if self.turn.objects.is_empty() && self.turn.meta.is_empty() {
+        if !self.has_changes() {
             return None;
         }
         let next = Turn::new(Sequence(self.turn.sequence.max(self.floor).0 + 1));
@@ -318,21 +339,33 @@ impl<S: Store> Replica<S> {
     pub(crate) fn committed(&mut self, sequence: Sequence) {
         assert!(sequence < self.turn.sequence, "only what was sealed can be committed");
         self.synced = self.synced.max(sequence);
+        self.is_refusing = false;
         while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.sequence <= sequence) {
             self.let_go(&batch, true);
         }
     }
 
-    /// The batch was refused: what only it carried is gone.
-    pub(crate) fn commit_failed(&mut self, sequence: Sequence) -> Failed {
+    /// The batch was refused. What only it carried is gone, but for what was acknowledged from memory: that stays,
+    /// and goes into the next batch.
+    pub(crate) fn commit_failed(&mut self, sequence: Sequence) {
         let position = self.in_flight.iter().position(|batch| batch.sequence == sequence);
-        let batch =
+        let mut batch =
             position.and_then(|at| self.in_flight.remove(at)).expect("a refused batch was on its way");
+        self.is_refusing = true;
+        for object in std::mem::take(&mut batch.from_memory) {
+            if let Some(pending) =
+                self.overlay.get_mut(&object).filter(|pending| pending.sequence == sequence)
+            {
+                pending.sequence = self.turn.sequence;
+                self.turn.from_memory.insert(object.clone());
+                self.turn.objects.push(object);
+                self.turn.carried += 1;
+            }
+        }
         self.let_go(&batch, false);
         if self.planted != Some(PlantedBug::ActorKeptAfterFailedBatch) {
-            self.retire_all_actors();
+            self.actors.clear();
         }
-        Failed { acknowledged: batch.from_memory }
     }
 
     /// Drops from the overlay what no later batch has changed. What is committed, the store now holds.
@@ -353,12 +386,12 @@ impl<S: Store> Replica<S> {
     pub(crate) fn skip_through(&mut self, sequence: Sequence) {
         self.floor = self.floor.max(sequence);
         if !self.has_changes() {
-            self.turn.sequence = self.turn.sequence.max(Sequence(sequence.0 + 1));
+            self.turn.sequence = self.turn.sequence.max(Sequence(sequence.0.saturating_add(1)));
         }
     }
 
-    /// Up to `limit` objects of a keyspace's part of a partition that come after `after`, with what is held of
-    /// each, and where to go on; none if there is nothing after them. With `end`, all of them up to that key.
+    /// Up to `limit` objects of a keyspace's part of a partition that come after `after`, up to and including `end`,
+    /// as far as they are stored, and whatever of the same stretch is not synced yet.
     ///
     /// # Errors
     ///
@@ -368,37 +401,39 @@ impl<S: Store> Replica<S> {
         keyspace: KeyspaceId,
         partition: PartitionId,
         partitions: Partitions,
-        after: Option<&Bytes>,
-        end: Option<&Bytes>,
+        (after, end): (Option<&Bytes>, Option<&Bytes>),
         limit: usize,
-    ) -> Result<(BTreeMap<ObjectKey, Held>, Option<Bytes>), ReadError> {
+    ) -> Result<Stretch, ReadError> {
         let (start, partition_end) = ObjectKey::range(keyspace, partition, partitions);
-        // A bound just before the first key: no encoded key is as short as a range's start.
+        // The start is a bound just before the first key: no encoded key is as short.
         let after = after.unwrap_or(&start);
         let end_exclusive = match end {
-            // The stretch ends with this key and includes it.
-            Some(last) => [last, &b"\0"[..]].concat().into(),
+            Some(last) => Bytes::from([last, &b"\0"[..]].concat()).min(partition_end),
             None => partition_end,
         };
-        let limit = if end.is_some() { usize::MAX } else { limit };
-        let mut held = BTreeMap::new();
         let stored = self.store.scan(Table::Records, Some(after), &end_exclusive, limit)?;
-        let until = if stored.len() >= limit { stored.last().map(|(key, _)| key.clone()) } else { None };
-        for (key, value) in &stored {
-            let object = ObjectKey::decode(key).ok_or(ReadError::Damaged)?;
-            held.insert(object, Held::decode(key, value));
+        let is_cut = stored.len() >= limit;
+        let until = if is_cut { stored.last().map(|(key, _)| key.clone()) } else { end.cloned() };
+        let mut stretch = Stretch { held: BTreeMap::new(), nameless: Vec::new(), until };
+        for (key, value) in stored {
+            match ObjectKey::decode(&key) {
+                Some(object) => {
+                    stretch.held.insert(object, Held::decode(&key, &value));
+                }
+                None => stretch.nameless.push(key),
+            }
         }
         let pending = self.overlay.range((Bound::Excluded(ObjectKey::bound(after)), Bound::Unbounded));
         for (object, pending) in pending.take_while(|(object, _)| object.encoded() < &end_exclusive) {
-            if until.as_ref().is_some_and(|until| object.encoded() > until) {
+            if stretch.until.as_ref().is_some_and(|until| object.encoded() > until) {
                 break;
             }
             match &pending.record {
-                Some(record) => held.insert(object.clone(), Held::Record(record.clone())),
-                None => held.remove(object),
+                Some(record) => stretch.held.insert(object.clone(), Held::Record(Arc::clone(record))),
+                None => stretch.held.remove(object),
             };
         }
-        Ok((held, until))
+        Ok(stretch)
     }
 
     /// The hybrid clock, to be read and adjusted.
@@ -418,7 +453,18 @@ impl<S: Store> Replica<S> {
 
     /// Whether this turn has something to commit.
     pub(crate) fn has_changes(&self) -> bool {
-        !self.turn.objects.is_empty() || !self.turn.meta.is_empty()
+        self.turn.objects.len() > self.turn.carried || !self.turn.meta.is_empty()
+    }
+
+    /// Whether no batch is on its way and nothing waits for one.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.in_flight.is_empty() && self.turn.objects.is_empty() && self.turn.meta.is_empty()
+    }
+
+    /// Whether the store refused the last batch that came back. Merges go on, and find out when it takes one again;
+    /// nothing is minted until then.
+    pub(crate) fn is_refusing(&self) -> bool {
+        self.is_refusing
     }
 
     /// Bytes written and not yet synced.
@@ -434,17 +480,15 @@ impl<S: Store> Replica<S> {
 
 impl Turn {
     fn new(sequence: Sequence) -> Turn {
-        Turn { sequence, objects: Vec::new(), meta: Vec::new(), from_memory: BTreeSet::new() }
+        Turn { sequence, objects: Vec::new(), meta: Vec::new(), from_memory: BTreeSet::new(), carried: 0 }
     }
 }
 
-/// Whether a set that a write has made may be stored. A delete only makes it smaller, but for its own entry.
-fn within_limits(set: &SiblingSet, is_put: bool, settings: &Settings) -> Result<(), Refusal> {
-    if set.context_ref().entries().len() > settings.writers_max {
+/// Whether a set that a put has made may be stored. Deletes always may: they make a set smaller, but for an entry.
+fn within_limits(set: &SiblingSet, writers_before: usize, settings: &Settings) -> Result<(), Refusal> {
+    let writers = set.context_ref().entries().len();
+    if writers > settings.writers_max && writers > writers_before {
         return Err(Refusal::TooManyWriters { limit: settings.writers_max });
-    }
-    if !is_put {
-        return Ok(());
     }
     if set.live_len() > settings.siblings_max {
         return Err(Refusal::TooManySiblings { limit: settings.siblings_max });

@@ -23,6 +23,8 @@ pub struct Settings {
     /// A peer that has said nothing for so long is greeted, so that both learn of the other's epoch. Lower spreads
     /// documents sooner among nodes that have nothing else to say; higher is quieter.
     pub gossip_interval: Duration,
+    /// The longest that a request may ask to take. What is under way is held in memory for so long.
+    pub timeout_max: Duration,
     /// Requests under way before new ones are refused. Each holds its record in memory.
     pub requests_max: usize,
     /// Recently used records that are kept in memory, each of at most 4 KiB. More answer more reads without the store.
@@ -60,6 +62,21 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Asserts what every configuration has to keep to; whoever reads one from outside checks it first.
+    pub(crate) fn assert_sound(&self) {
+        let positive = [
+            self.read_retry_after,
+            self.forward_retry_after,
+            self.peer_silent_after,
+            self.greeting_interval,
+            self.gossip_interval,
+            self.exchange_interval,
+            self.exchange_silent_after,
+        ];
+        assert!(positive.iter().all(|duration| !duration.is_zero()), "intervals are positive");
+        assert!(self.exchange_stretch_keys > 0, "a stretch has keys");
+    }
+
     /// The defaults, under a cluster's secret.
     #[must_use]
     pub fn new(context_key: ContextKey) -> Settings {
@@ -71,6 +88,7 @@ impl Settings {
             greeting_interval: Duration::from_millis(100),
             greeting_interval_max: Duration::from_secs(2),
             gossip_interval: Duration::from_secs(1),
+            timeout_max: Duration::from_secs(300),
             requests_max: 16 * 1024,
             cached_records: 16 * 1024,
             unsynced_bytes_max: 64 << 20,

@@ -44,7 +44,7 @@ fn refused_message(message: Message) -> Message {
         Message::Merged { tag, .. } => {
             Message::Merged { tag, outcome: MergeOutcome::Refused(MergeRefusal::StorageFailed) }
         }
-        Message::Answer { tag, .. } => Message::Answer { tag, answer: ReadAnswer::Filling },
+        Message::Answer { tag, .. } => Message::Answer { tag, answer: ReadAnswer::Refused },
         Message::Stretch { tag, .. } => Message::Declined { tag },
         other => other,
     }
@@ -55,7 +55,7 @@ fn refused_event(event: Event) -> Event {
         Event::Merged { from, store, .. } => {
             Event::Merged { from, store, outcome: MergeOutcome::Refused(MergeRefusal::StorageFailed) }
         }
-        Event::Answered { from, .. } => Event::Answered { from, answer: ReadAnswer::Filling },
+        Event::Answered { from, store, .. } => Event::Answered { from, store, answer: ReadAnswer::Refused },
         Event::Synced => Event::SyncFailed,
         other => other,
     }

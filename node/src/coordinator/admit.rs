@@ -1,7 +1,9 @@
 //! Everything that can be refused is refused here, before anything is minted: what stands after this is acknowledged
 //! or in doubt.
 
-use antientropy::version::{Context, CopyCount, Counter, RequestId, UnixMillis, Value};
+use std::sync::Arc;
+
+use antientropy::version::{Context, CopyCount, Counter, Record, RequestId, UnixMillis, Value};
 use bytes::Bytes;
 use client::{
     Delete, KEY_BYTES_MAX, Level, Limit, Operation, Put, Refusal, Request, VALUE_BYTES_MAX, WriteOptions,
@@ -35,6 +37,7 @@ pub(crate) struct WritePlan {
     pub(crate) context: Context,
     pub(crate) seen: Counter,
     pub(crate) value: Option<Value>,
+    pub(crate) is_delete: bool,
     pub(crate) request: RequestId,
 }
 
@@ -142,9 +145,14 @@ fn plan<S: Store>(
     let tally = tally(local, Operation::Write, options.level, &located.owners)?;
     let context =
         open_context(local, located.object.keyspace(), located.object.key_bytes(), options.context.as_ref())?;
-    let seen = check_clocks(local, options.seen)?;
+    let seen = check_clocks(local, located.conflict, options.seen)?;
     if local.replica.unsynced_bytes() > local.settings.unsynced_bytes_max {
         return Err(Refusal::Overloaded(Limit::Unsynced));
+    }
+    // Each refused batch retires its actors: a coordinator that went on would leave an entry of a new actor on every
+    // replica with every write.
+    if local.replica.is_refusing() {
+        return Err(Refusal::NotReady);
     }
     Ok(WritePlan {
         tally,
@@ -152,6 +160,7 @@ fn plan<S: Store>(
         durability: options.durability.unwrap_or(located.durability),
         context,
         seen,
+        is_delete: value.is_none(),
         value,
         request: RequestId(options.request.0),
         located,
@@ -176,16 +185,24 @@ fn open_context<S: Store>(
 
 /// A node whose clock is far from its peers' does not date writes, and no client's claim of what it has seen makes
 /// it date them far ahead.
-fn check_clocks<S: Store>(local: &Local<S>, seen: Option<u64>) -> Result<Counter, Refusal> {
+fn check_clocks<S: Store>(
+    local: &Local<S>,
+    conflict: ConflictPolicy,
+    seen: Option<u64>,
+) -> Result<Counter, Refusal> {
     let max_ms = i64::try_from(local.settings.clock_drift_max.as_millis()).unwrap_or(i64::MAX);
     if let Some(drift_ms) = local.peers.drift_ms()
         && drift_ms.saturating_abs() > max_ms
     {
         return Err(Refusal::ClockDrift { drift_ms });
     }
+    if conflict == ConflictPolicy::Siblings {
+        return Ok(Counter::ZERO);
+    }
     let seen = Counter(seen.unwrap_or(0));
     let ahead_ms = seen.millis().0.cast_signed() - local.now.wall.0.cast_signed();
-    if ahead_ms > max_ms {
+    // Two nodes that may both write are at most twice the bound apart.
+    if ahead_ms > max_ms.saturating_mul(2) {
         return Err(Refusal::ClockDrift { drift_ms: -ahead_ms });
     }
     Ok(seen)
@@ -193,8 +210,9 @@ fn check_clocks<S: Store>(local: &Local<S>, seen: Option<u64>) -> Result<Counter
 
 impl WritePlan {
     /// What the replica has to mint: taken out of the plan, which is of no other use.
-    pub(crate) fn mint(&mut self) -> Mint {
+    pub(crate) fn mint(&mut self, held: Option<Arc<Record>>) -> Mint {
         Mint {
+            held,
             conflict: self.located.conflict,
             context: std::mem::take(&mut self.context),
             seen: self.seen,

@@ -34,11 +34,12 @@ impl ForwardOperation {
         located: Located,
         deadline: Duration,
     ) -> Result<ForwardOperation, Requester> {
-        let operation = local.new_operation();
+        let operation = local.numbers.take();
         let timer = deadline.min(local.now.monotonic + local.settings.forward_retry_after);
         let mut forward =
             ForwardOperation { operation, requester, request, located, tried: Vec::new(), deadline, timer };
         if !forward.try_next(local) {
+            local.numbers.give_back(operation);
             return Err(requester);
         }
         local.counters.forwarded += 1;
@@ -63,7 +64,7 @@ impl ForwardOperation {
         self.tried.push(node);
         let tag = Tag { operation: self.operation, question: 0 };
         let remaining = self.deadline.saturating_sub(local.now.monotonic);
-        local.send(node, Message::Forward { tag, request: self.request.clone(), remaining });
+        local.send(node, Message::Forward { tag, request: Box::new(self.request.clone()), remaining });
         true
     }
 
@@ -71,11 +72,11 @@ impl ForwardOperation {
     pub(crate) fn on_event<S: Store>(&mut self, local: &mut Local<S>, event: Event) -> Step {
         let Event::Forwarded { reply } = event else { return Step::Continue };
         // Of two replicas that a read was forwarded to, the second may still do better than a refusal.
-        let is_refused = matches!(reply, Reply::Get(Err(GetError::Refused(_))));
+        let is_refused = matches!(*reply, Reply::Get(Err(GetError::Refused(_))));
         if is_refused && self.try_next(local) {
             return Step::Continue;
         }
-        self.end(local, reply)
+        self.end(local, *reply)
     }
 
     /// It has been silent for too long, or the time is up.

@@ -36,7 +36,9 @@ impl Requester {
         local.counters.replied(&reply);
         match self {
             Requester::Client(client) => local.outbox.push_back(Output::Reply { client, reply }),
-            Requester::Forwarder { node, tag } => local.send(node, Message::Forwarded { tag, reply }),
+            Requester::Forwarder { node, tag } => {
+                local.send(node, Message::Forwarded { tag, reply: Box::new(reply) })
+            }
         }
     }
 }

@@ -6,8 +6,10 @@ use std::{
 };
 
 use antientropy::version::{Dot, RequestId};
-use client::WriteReply;
+use client::{Level, WriteReply};
+use ring::Durability;
 
+use super::admit::WritePlan;
 use crate::{settings::Settings, storage::ObjectKey};
 
 /// The outcomes that are remembered, bounded in number and age.
@@ -24,6 +26,12 @@ pub(crate) struct Outcome {
     pub(crate) object: ObjectKey,
     /// The version it was given.
     pub(crate) dot: Dot,
+    /// Whether it was a delete.
+    pub(crate) is_delete: bool,
+    /// What it had to reach: the level, among so many copies, at this durability.
+    pub(crate) level: Level,
+    pub(crate) n: Option<u8>,
+    pub(crate) durability: Durability,
     /// How far it has come.
     pub(crate) state: OutcomeState,
 }
@@ -37,6 +45,13 @@ pub(crate) enum OutcomeState {
     Acknowledged(WriteReply),
     /// It was minted, and not acknowledged in time.
     InDoubt,
+}
+
+impl Outcome {
+    /// Whether reaching what this write had to reach is enough for another attempt of it.
+    pub(crate) fn suffices(&self, plan: &WritePlan) -> bool {
+        self.level == plan.level && self.n == plan.located.n && self.durability >= plan.durability
+    }
 }
 
 impl Outcomes {

@@ -141,7 +141,7 @@ impl ReadOperation {
         repair: ReadRepair,
         deadline: Duration,
     ) -> ReadOperation {
-        let operation = local.new_operation();
+        let operation = local.numbers.take();
         let timer = deadline.min(local.now.monotonic + local.settings.read_retry_after);
         local.timers.insert((timer, operation));
         let mut read = ReadOperation {
@@ -172,8 +172,10 @@ impl ReadOperation {
             return Ended::Step(Step::Continue);
         }
         match (&mut self.phase, event) {
-            (Phase::Gathering, Event::Answered { from, answer }) => {
-                self.note(from, answer);
+            (Phase::Gathering, Event::Answered { from, store, answer }) => {
+                // A store that the document does not record is no replica, whatever it holds.
+                let is_recorded = local.recorded_store(from) == Some(store);
+                self.note(from, if is_recorded { answer } else { ReadAnswer::NotOwner });
                 self.evaluate(local)
             }
             (
@@ -287,7 +289,7 @@ impl ReadOperation {
         let object = self.located.object.clone();
         if node == local.node {
             let (answer, after) = local.read(&object, kind, purpose);
-            let event = Event::Answered { from: node, answer };
+            let event = Event::Answered { from: node, store: local.store_id(), answer };
             local.when_synced(after, Waiting::Event { tag, event });
         } else {
             local.send(node, Message::Read { tag, object, kind, purpose });
@@ -302,11 +304,16 @@ impl ReadOperation {
                 asked.answer = Some(Answer::Digest(digest));
             }
             ReadAnswer::Digest(_) => {}
+            ReadAnswer::Data(Some(record)) if record.policy() != self.located.conflict => {
+                asked.answer = Some(Answer::Void);
+            }
             ReadAnswer::Data(record) => {
                 let digest = record.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest());
                 asked.answer = Some(Answer::Data(record, digest));
             }
-            ReadAnswer::Filling | ReadAnswer::NotOwner => asked.answer = Some(Answer::Void),
+            ReadAnswer::Filling | ReadAnswer::Refused | ReadAnswer::NotOwner => {
+                asked.answer = Some(Answer::Void)
+            }
             // Ours is the older document: the read begins anew when its successor is here.
             ReadAnswer::StaleEpoch => {}
         }

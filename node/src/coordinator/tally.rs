@@ -11,6 +11,8 @@ use crate::placement::Owners;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tally {
     groups: SmallVec<[Group; 1]>,
+    /// Whether the one group is all replicas, wherever they are.
+    is_anywhere: bool,
 }
 
 /// So many of these.
@@ -57,7 +59,7 @@ impl Tally {
                 })
                 .collect(),
         };
-        Tally { groups }
+        Tally { groups, is_anywhere: matches!(required, Required::Anywhere(_)) }
     }
 
     /// The planted bug: acknowledgements from all that keep a copy count, not only from the first n.
@@ -75,11 +77,11 @@ impl Tally {
         let majority = keyspace.total() / 2 + 1;
         let groups = self.groups.iter().map(|group| {
             let n = u8::try_from(group.members.len()).expect("at most seven copies in each datacenter");
-            let floor = if self.groups.len() == 1 { majority } else { n / 2 + 1 };
+            let floor = if self.is_anywhere { majority } else { n / 2 + 1 };
             let required = (n + 1).saturating_sub(group.required).max(floor).min(n);
             Group { required, members: group.members.clone() }
         });
-        Tally { groups: groups.collect() }
+        Tally { groups: groups.collect(), is_anywhere: self.is_anywhere }
     }
 
     /// What the votes amount to.
@@ -126,7 +128,7 @@ mod tests {
             required,
             members: nodes.iter().copied().map(NodeId).collect(),
         };
-        Tally { groups: groups.iter().map(group).collect() }
+        Tally { groups: groups.iter().map(group).collect(), is_anywhere: groups.len() == 1 }
     }
 
     fn verdict(tally: &Tally, votes: &str) -> Verdict {

@@ -19,12 +19,15 @@ use super::{
     tally::{Tally, Verdict, Vote},
 };
 use crate::{
-    local::{Event, Local},
+    local::{Event, Local, Unheld},
     message::{MergePath, Tag},
     placement::Owners,
     planted::PlantedBug,
     storage::Store,
 };
+
+/// Attempts of one request that may wait for the same write.
+const REQUESTERS_MAX: usize = 16;
 
 /// A put or a delete under way.
 #[derive(Debug)]
@@ -53,10 +56,14 @@ impl WriteOperation {
         mut plan: WritePlan,
         deadline: Duration,
     ) -> Result<WriteOperation, Refusal> {
-        let mint = plan.mint();
         let Located { object, partition, .. } = &plan.located;
-        // Damage is noted first: from then on whoever writes here is another actor.
-        let _ = local.held(object, *partition);
+        let held = match local.held(object, *partition) {
+            Ok(held) => held,
+            Err(Unheld::Damaged) => None,
+            Err(Unheld::Unreadable) => return Err(Refusal::NotReady),
+        };
+        let mint = plan.mint(held);
+        let Located { object, partition, .. } = &plan.located;
         let (dot, record) =
             local.replica.mint(local.now, object, *partition, mint, &local.settings, &mut local.rng)?;
         Ok(WriteOperation::spread(local, outcomes, requester, plan, deadline, dot, record))
@@ -90,7 +97,7 @@ impl WriteOperation {
         dot: Dot,
         record: Arc<Record>,
     ) -> WriteOperation {
-        let operation = local.new_operation();
+        let operation = local.numbers.take();
         let object = plan.located.object.clone();
         let keepers = keepers(local, &plan.located, &record);
         if local.planted == Some(PlantedBug::CountedBeyondN) {
@@ -107,7 +114,15 @@ impl WriteOperation {
             keepers.iter().copied(),
         );
         let state = OutcomeState::UnderWay(operation);
-        let outcome = Outcome { object, dot, state };
+        let outcome = Outcome {
+            object,
+            dot,
+            is_delete: plan.is_delete,
+            level: plan.level,
+            n: plan.located.n,
+            durability: plan.durability,
+            state,
+        };
         outcomes.remember(local.now.monotonic, plan.request, outcome, &local.settings);
         local.timers.insert((deadline, operation));
         let requesters = smallvec![requester];
@@ -119,9 +134,13 @@ impl WriteOperation {
         self.operation
     }
 
-    /// Somebody else asks for the same write.
-    pub(crate) fn join(&mut self, requester: Requester) {
-        self.requesters.push(requester);
+    /// Somebody else asks for the same write. False if too many do already.
+    pub(crate) fn join(&mut self, requester: Requester) -> bool {
+        let has_room = self.requesters.len() < REQUESTERS_MAX;
+        if has_room {
+            self.requesters.push(requester);
+        }
+        has_room
     }
 
     /// Something happened.

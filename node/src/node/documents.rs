@@ -25,8 +25,8 @@ impl<S: Store> Node<S> {
         self.write_document();
     }
 
-    /// Writes the document that is being adopted. A founder's copies are whole from the first: there is nothing that
-    /// they could lack.
+    /// Writes the document that is being adopted. A founder's copies, in a store that was never
+    /// written to, are whole from the first: there is nothing that they could lack.
     pub(super) fn write_document(&mut self) {
         let Some(document) = self.adopting.clone() else { return };
         let local = &mut self.local;
@@ -34,7 +34,7 @@ impl<S: Store> Node<S> {
         let sequence = local.replica.put_meta(key, Some(value));
         let store = local.store_id();
         let is_recorded = document.members.get(&local.node).is_some_and(|member| member.store == store);
-        if document.epoch == Epoch(1) && local.document.is_none() && is_recorded {
+        if document.epoch == Epoch(1) && is_recorded && self.is_new_store {
             for (partition, gained) in local.shares(&document).gains {
                 let mark = Mark { whole: true, store, gained, memory: None };
                 let key = Mark::key(partition);
@@ -55,24 +55,31 @@ impl<S: Store> Node<S> {
         if self.adopting.as_ref().is_some_and(|adopting| adopting.epoch <= document.epoch) {
             self.adopting = None;
         }
-        let shares = local.shares(&document);
         let store = local.store_id();
+        let is_first = local.document.is_none();
+        let was_recorded = local.is_recorded();
+        let is_recorded = document.members.get(&local.node).is_some_and(|member| member.store == store);
+        let shares = local.shares(&document);
         let recovered = &self.recovered;
         let went_back = local.counters.store_went_back > 0;
         local.copies.adopt(shares.gains, |partition, gained| {
-            !went_back && recovered.was_whole(partition, store, gained)
+            is_first && is_recorded && !went_back && recovered.was_whole(partition, store, gained)
         });
         local.sharers = shares.sharers;
-        let members = document.members.keys().copied();
-        local.peers.add(members.filter(|node| *node != local.node));
-        let is_first = local.document.is_none();
+        local.peers.keep(|node| document.members.contains_key(&node));
+        local.peers.add(document.members.keys().copied().filter(|node| *node != local.node));
         local.document = Some(document);
         let partitions: Vec<PartitionId> = local.copies.partitions().collect();
         for partition in partitions {
-            let mark = recovered.marks.get(&partition);
-            let is_filling = !local.copies.is_whole(partition);
+            // The exchanges that make a copy whole begin under a document that records its store: before, others may
+            // have counted the acknowledgements of the store before it. A store that is not recorded has no copies.
+            if is_recorded != was_recorded && !is_first {
+                local.fill(partition);
+            }
             // What an earlier process wrote holds no longer: it may have acknowledged from memory, and this copy may
             // have been found to lack something. Nothing later may be written without it.
+            let is_filling = !local.copies.is_whole(partition);
+            let mark = recovered.marks.get(&partition);
             if is_first && mark.is_some_and(|mark| mark.memory.is_some() || (mark.whole && is_filling)) {
                 local.write_mark(partition);
             }
@@ -89,7 +96,7 @@ impl<S: Store> Node<S> {
 
     /// Operations go on under the new document, and messages that waited for it are heard.
     pub(super) fn begin_anew(&mut self) {
-        let operations: Vec<u64> = self.operations.keys().copied().collect();
+        let operations: Vec<u64> = self.operations.iter().map(|(number, _)| number).collect();
         for operation in operations {
             self.with_operation(operation, |node, current| {
                 let local = &mut node.local;

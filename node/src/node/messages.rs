@@ -20,24 +20,36 @@ impl<S: Store> Node<S> {
         let header = envelope.header;
         let from = header.from;
         match envelope.message {
-            Message::Hello { cluster, recovered } => {
+            Message::Hello { cluster, recovery } => {
                 let ours = self.local.document.as_ref().map(|document| document.cluster);
                 if cluster.is_some() && ours.is_some() && cluster != ours {
                     self.local.counters.messages_ignored += 1;
                     return;
                 }
-                let greeted = self.local.peers.hello(from, header.start, header.store, recovered);
+                // A stranger is not remembered. If its document is the newer one, that says who it is.
+                let document = self.local.document.as_ref();
+                if document.is_some_and(|document| !document.members.contains_key(&from)) {
+                    self.local.counters.messages_ignored += 1;
+                    return self.note_epoch(from, header.epoch);
+                }
+                let greeted = self.local.peers.hello(from, header.start, header.store, &recovery);
                 self.hear(&header);
-                self.local.send(from, Message::Welcome { start: header.start, seen: greeted.seen });
+                self.local.send(
+                    from,
+                    Message::Welcome { start: header.start, went_back_from: greeted.went_back_from },
+                );
                 if greeted.restarted {
                     self.greet();
                 }
             }
-            Message::Welcome { start, seen } if start == self.local.start => {
+            Message::Welcome { start, went_back_from } if start == self.local.start => {
                 if self.local.peers.is_known(from, header.start) {
                     self.hear(&header);
-                    self.local.peers.welcome(from);
-                    self.welcomed(seen);
+                    if self.local.peers.welcome(from)
+                        && let Some(sequence) = went_back_from
+                    {
+                        self.went_back(sequence);
+                    }
                 }
             }
             Message::Welcome { .. } => self.local.counters.messages_ignored += 1,
@@ -93,8 +105,8 @@ impl<S: Store> Node<S> {
                     let error = Refusal::StaleEpoch { known: local.epoch() };
                     return requester.reply(local, refusal(&request, error));
                 }
-                let deadline = local.now.monotonic + remaining.min(timeout(&request));
-                self.begin(requester, request, deadline, false);
+                let deadline = local.now.monotonic + remaining.min(timeout(&request, &local.settings));
+                self.begin(requester, *request, deadline, false);
             }
             Message::Merge { tag, .. } if is_stale => {
                 let outcome = MergeOutcome::Refused(MergeRefusal::StaleEpoch);
@@ -126,7 +138,9 @@ impl<S: Store> Node<S> {
             Message::Merged { tag, outcome } => {
                 self.event(tag, Event::Merged { from, store: header.store, outcome });
             }
-            Message::Answer { tag, answer } => self.event(tag, Event::Answered { from, answer }),
+            Message::Answer { tag, answer } => {
+                self.event(tag, Event::Answered { from, store: header.store, answer });
+            }
             Message::Stretch { tag, entries, until } => {
                 self.event(tag, Event::Stretch { store: header.store, entries, until });
             }
@@ -145,21 +159,19 @@ impl<S: Store> Node<S> {
     /// Greets the peers that are due.
     pub(super) fn greet(&mut self) {
         let local = &mut self.local;
-        for peer in local.peers.due(local.now, &local.settings) {
+        for (peer, recovery) in local.peers.due(local.now, &local.settings) {
             let cluster = local.document.as_ref().map(|document| document.cluster);
-            let recovered = local.replica.store().recovered();
-            local.send(peer, Message::Hello { cluster, recovered });
+            local.send(peer, Message::Hello { cluster, recovery });
         }
     }
 
-    /// A peer knows this process. If it had seen this store come further than it recovered to, the store went back
-    /// in time: something that was acknowledged is lost, and nothing here can be believed.
-    pub(super) fn welcomed(&mut self, seen: Option<Sequence>) {
+    /// A peer had seen this store come further than it recovered to: the store went back in time, something that was
+    /// acknowledged is lost, and nothing here can be believed.
+    fn went_back(&mut self, from: Sequence) {
         let local = &mut self.local;
-        let Some(seen) = seen.filter(|seen| *seen > local.replica.store().recovered()) else { return };
         let is_news = local.counters.store_went_back == 0;
         local.counters.store_went_back += 1;
-        local.replica.skip_through(seen);
+        local.replica.skip_through(from);
         if is_news {
             let partitions: Vec<PartitionId> = local.copies.partitions().collect();
             for partition in partitions {

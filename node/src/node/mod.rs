@@ -31,9 +31,10 @@ use crate::{
     hints::{HintOperation, Hints},
     local::{Event, Local},
     message::{Envelope, StartId},
+    operations::{Numbers, Operations},
     peers::Peers,
     planted::PlantedBug,
-    recovery::{Recovered, clean_to_store, seen_to_store},
+    recovery::{Recovered, clean_to_store},
     replica::{Held, Replica},
     settings::Settings,
     storage::{ObjectKey, ReadError, Sequence, Store},
@@ -43,6 +44,9 @@ use crate::{
 /// How long to wait before a document is asked for again.
 const DOCUMENT_RETRY_AFTER: Duration = Duration::from_millis(200);
 
+/// How long after a refused batch to find out whether the store takes one again.
+const PROBE_AFTER: Duration = Duration::from_millis(100);
+
 /// Who a node is.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -50,18 +54,21 @@ pub struct Identity {
     pub node: NodeId,
     /// Other nodes, to be greeted before a document is known.
     pub seeds: Vec<NodeId>,
-    /// Seeds the generator from which everything random is drawn: actors, the names of processes, jitter.
+    /// Seeds the generator from which everything random is drawn: actors, the names of processes, jitter. Must be
+    /// another one at every start: an actor that comes again claims to have seen what its namesake wrote.
     pub seed: [u8; 32],
 }
 
 /// A node. See the crate's documentation.
 pub struct Node<S> {
     local: Local<S>,
-    operations: BTreeMap<u64, Operation>,
+    operations: Operations<Operation>,
     outcomes: Outcomes,
     exchanges: Exchanges,
     hints: Hints,
     recovered: Recovered,
+    /// Whether the store had never been written to when it was opened.
+    is_new_store: bool,
     /// Forwards that were taken lately.
     forwards: RecentForwards,
     /// Messages of a newer epoch, until its document is adopted.
@@ -72,9 +79,20 @@ pub struct Node<S> {
     marks_lost: BTreeSet<PartitionId>,
     /// When a document was last asked for.
     document_asked: Option<Duration>,
-    is_stopping: bool,
+    /// The mark of a stop in good order: none until it is due, then the batch that carries it.
+    stopped: Stopped,
+    /// When to find out whether a store that refused a batch takes one again.
+    probe_at: Option<Duration>,
     /// Whether something was handled since the last batch was sealed.
     is_turn_open: bool,
+}
+
+/// How far a stop has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    No,
+    Marking(Sequence),
+    Yes,
 }
 
 /// Something under way.
@@ -110,14 +128,18 @@ impl<S: Store> Node<S> {
         now: Now,
         planted: Option<PlantedBug>,
     ) -> Node<S> {
+        settings.assert_sound();
         let mut rng = ChaCha8Rng::from_seed(identity.seed);
-        let recovered = Recovered::read(&store);
+        let mut recovered = Recovered::read(&store);
         let others = identity.seeds.into_iter().filter(|node| *node != identity.node);
-        let peers = Peers::new(others, &recovered.seen);
+        let start = StartId(rng.next_u64());
+        let memories = std::mem::take(&mut recovered.peers);
+        let peers = Peers::new(start, others, memories, store.recovered());
+        let is_new_store = store.recovered() == Sequence(0) && recovered.marks.is_empty();
         let replica = Replica::new(store, &settings, planted);
         let local = Local {
             node: identity.node,
-            start: StartId(rng.next_u64()),
+            start,
             settings,
             planted,
             now,
@@ -133,22 +155,25 @@ impl<S: Store> Node<S> {
             timers: BTreeSet::new(),
             to_fill: BTreeSet::new(),
             hints_left: Vec::new(),
-            next_operation: rng.next_u64(),
+            numbers: Numbers::new(rng.next_u64()),
+            is_stopping: false,
             rng,
         };
         let mut node = Node {
             local,
-            operations: BTreeMap::new(),
+            operations: Operations::new(),
             outcomes: Outcomes::new(),
             exchanges: Exchanges::new(),
             hints: Hints::new(),
             recovered,
+            is_new_store,
             forwards: RecentForwards::default(),
             parked: Vec::new(),
             adopting: None,
             marks_lost: BTreeSet::new(),
             document_asked: None,
-            is_stopping: false,
+            stopped: Stopped::No,
+            probe_at: None,
             is_turn_open: true,
         };
         if let Some(document) = node.recovered.document.clone() {
@@ -165,14 +190,15 @@ impl<S: Store> Node<S> {
         self.is_turn_open = true;
         match input {
             Input::Client { client, request } => {
-                let deadline = now.monotonic + timeout(&request);
+                let deadline = now.monotonic + timeout(&request, &self.local.settings);
                 self.begin(Requester::Client(client), request, deadline, true);
             }
             Input::Peer(envelope) => self.on_message(envelope),
             Input::Committed(sequence) => self.on_committed(sequence),
             Input::CommitFailed(sequence) => self.on_commit_failed(sequence),
             Input::Document(document) => self.learn(document),
-            Input::Stop => self.stop(),
+            // New requests are refused from now on; the mark follows when nothing is on its way any more.
+            Input::Stop => self.local.is_stopping = true,
         }
         self.deliver_events();
     }
@@ -187,6 +213,11 @@ impl<S: Store> Node<S> {
             }
             self.local.timers.pop_first();
             self.with_operation(operation, |node, current| node.on_timer(current));
+        }
+        if self.probe_at.is_some_and(|at| at <= now.monotonic) {
+            self.probe_at = None;
+            let (key, value) = self.local.peers.to_store();
+            self.local.replica.put_meta(key, Some(value));
         }
         self.greet();
         self.deliver_events();
@@ -204,10 +235,11 @@ impl<S: Store> Node<S> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Duration, Wake)> {
         let settings = &self.local.settings;
-        let background = (!self.is_stopping).then_some((&self.exchanges, &self.hints));
+        let background = (!self.local.is_stopping).then_some((&self.exchanges, &self.hints));
         [
             self.local.timers.first().map(|(at, _)| (*at, Wake::Operation)),
             self.local.peers.next_due(settings).map(|at| (at, Wake::Peers)),
+            self.probe_at.map(|at| (at, Wake::Storage)),
             background.and_then(|(exchanges, _)| exchanges.next_due(settings)).map(|at| (at, Wake::Exchange)),
             background.and_then(|(_, hints)| hints.next_due(&self.local)).map(|at| (at, Wake::Hints)),
         ]
@@ -220,7 +252,7 @@ impl<S: Store> Node<S> {
     fn end_turn(&mut self) {
         self.is_turn_open = false;
         self.hints.collect(&mut self.local);
-        if !self.is_stopping {
+        if !self.local.is_stopping {
             for hint in self.hints.replay(&mut self.local) {
                 self.operations.insert(hint.operation(), Operation::Hint(hint));
             }
@@ -229,13 +261,14 @@ impl<S: Store> Node<S> {
             }
         }
         self.deliver_events();
+        self.hints.collect(&mut self.local);
+        self.mark_stop();
         let local = &mut self.local;
         if local.replica.has_changes() {
             for partition in std::mem::take(&mut self.marks_lost) {
                 local.write_mark(partition);
             }
-            if let Some(seen) = local.peers.take_unsaved() {
-                let (key, value) = seen_to_store(&seen);
+            if let Some((key, value)) = local.peers.take_unsaved() {
                 local.replica.put_meta(key, Some(value));
             }
         }
@@ -253,16 +286,19 @@ impl<S: Store> Node<S> {
 
     /// Takes an operation out, lets it act, and puts it back unless it is over.
     fn with_operation(&mut self, operation: u64, act: impl FnOnce(&mut Self, &mut Operation) -> Step) {
-        let Some(mut current) = self.operations.remove(&operation) else { return };
+        let Some(mut current) = self.operations.remove(operation) else { return };
         match act(self, &mut current) {
             Step::Continue => {
                 self.operations.insert(operation, current);
             }
-            Step::Done => match current {
-                Operation::Exchange(exchange) => self.exchanges.ended(&mut self.local, &exchange),
-                Operation::Hint(hint) => self.hints.ended(&mut self.local, hint),
-                Operation::Write(_) | Operation::Read(_) | Operation::Forward(_) => {}
-            },
+            Step::Done => {
+                self.local.numbers.give_back(operation);
+                match current {
+                    Operation::Exchange(exchange) => self.exchanges.ended(&mut self.local, &exchange),
+                    Operation::Hint(hint) => self.hints.ended(&mut self.local, hint),
+                    Operation::Write(_) | Operation::Read(_) | Operation::Forward(_) => {}
+                }
+            }
         }
     }
 
@@ -306,6 +342,11 @@ impl<S: Store> Node<S> {
 
     fn on_committed(&mut self, sequence: Sequence) {
         self.local.replica.committed(sequence);
+        self.probe_at = None;
+        self.local.peers.saved();
+        if matches!(self.stopped, Stopped::Marking(marking) if marking <= sequence) {
+            self.stopped = Stopped::Yes;
+        }
         let whole = self.local.copies.committed(sequence);
         self.local.counters.copies_made_whole += u64::try_from(whole.len()).unwrap_or(u64::MAX);
         while let Some(mut released) = self.local.waiting.take_through(sequence) {
@@ -322,12 +363,14 @@ impl<S: Store> Node<S> {
     fn on_commit_failed(&mut self, sequence: Sequence) {
         let local = &mut self.local;
         local.counters.commits_failed += 1;
-        let failed = local.replica.commit_failed(sequence);
-        local.copies.commit_failed(sequence);
+        local.replica.commit_failed(sequence);
+        let unmarked = local.copies.commit_failed(sequence);
+        local.to_fill.extend(unmarked);
         local.peers.save_failed();
-        for partition in failed.acknowledged {
-            local.fill(partition);
+        if self.stopped == Stopped::Marking(sequence) {
+            self.stopped = Stopped::No;
         }
+        self.probe_at.get_or_insert(local.now.monotonic + PROBE_AFTER);
         let filling = local.copies.partitions().filter(|partition| !local.copies.is_whole(*partition));
         self.marks_lost.extend(filling);
         local.waiting.decline_stretches();
@@ -343,8 +386,8 @@ impl<S: Store> Node<S> {
             }
         }
         // An exchange waits for all that was on its way: a later batch that succeeds does not make up for this one.
-        let is_exchange = |(_, operation): &(&u64, &Operation)| matches!(operation, Operation::Exchange(_));
-        let exchanges: Vec<u64> = self.operations.iter().filter(is_exchange).map(|(at, _)| *at).collect();
+        let is_exchange = |(_, operation): &(u64, &Operation)| matches!(operation, Operation::Exchange(_));
+        let exchanges: Vec<u64> = self.operations.iter().filter(is_exchange).map(|(at, _)| at).collect();
         for operation in exchanges {
             self.with_operation(operation, |node, current| match current {
                 Operation::Exchange(exchange) => exchange.end(&mut node.local),
@@ -353,11 +396,24 @@ impl<S: Store> Node<S> {
         }
     }
 
-    /// Refuses new requests and leaves the mark of a stop in good order.
-    fn stop(&mut self) {
-        self.is_stopping = true;
-        let (key, value) = clean_to_store(self.local.start);
-        self.local.replica.put_meta(key, Some(value));
+    /// Leaves the mark of a stop in good order once nothing is on its way: what the mark says is about all of it.
+    fn mark_stop(&mut self) {
+        let local = &mut self.local;
+        if local.is_stopping
+            && self.stopped == Stopped::No
+            && local.replica.is_quiet()
+            && self.marks_lost.is_empty()
+        {
+            let (key, value) = clean_to_store(local.start);
+            let sequence = local.replica.put_meta(key, Some(value));
+            self.stopped = Stopped::Marking(sequence);
+        }
+    }
+
+    /// Whether a stop is complete: its mark is synced, and the process may end without a loss.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopped == Stopped::Yes
     }
 
     /// The document that counts here.
@@ -370,11 +426,12 @@ impl<S: Store> Node<S> {
     ///
     /// # Errors
     ///
-    /// None today; an engine that cannot read at all.
+    /// [`ReadError`] if the engine could not read.
     pub fn record(&self, object: &ObjectKey) -> Result<Option<antientropy::version::Record>, ReadError> {
         match self.local.replica.inspect(object) {
             Held::Record(record) => Ok(Some(Arc::unwrap_or_clone(record))),
             Held::Nothing | Held::Damaged => Ok(None),
+            Held::Unreadable => Err(ReadError::Damaged),
         }
     }
 
@@ -396,7 +453,7 @@ impl<S: Store> Node<S> {
         let is_request = |operation: &Operation| {
             matches!(operation, Operation::Write(_) | Operation::Read(_) | Operation::Forward(_))
         };
-        !self.operations.values().any(is_request)
+        !self.operations.iter().any(|(_, operation)| is_request(operation))
     }
 
     /// What this node has counted.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use antientropy::version::Context;
-use client::{Limit, Operation as Kind, Refusal, Reply, Request};
+use client::{DoubtCause, Limit, Operation as Kind, Refusal, Reply, Request, WriteError};
 use ring::ConflictPolicy;
 
 use super::{Node, Operation};
@@ -16,6 +16,7 @@ use crate::{
         read::ReadOperation,
         write::WriteOperation,
     },
+    settings::Settings,
     storage::Store,
 };
 
@@ -40,7 +41,7 @@ impl<S: Store> Node<S> {
         deadline: Duration,
         may_forward: bool,
     ) -> Result<(), Refusal> {
-        if self.is_stopping {
+        if self.local.is_stopping {
             return Err(Refusal::NotReady);
         }
         if self.operations.len() >= self.local.settings.requests_max {
@@ -101,23 +102,31 @@ impl<S: Store> Node<S> {
         deadline: Duration,
     ) -> Result<Option<WritePlan>, Refusal> {
         let Some(known) = self.outcomes.find(plan.request) else { return Ok(Some(plan)) };
-        if known.object != plan.located.object {
+        if known.object != plan.located.object || known.is_delete != plan.is_delete {
             return Err(Refusal::Malformed);
         }
-        let (dot, state) = (known.dot, known.state.clone());
-        match state {
-            OutcomeState::Acknowledged(reply) => {
+        let (dot, suffices) = (known.dot, known.suffices(&plan));
+        match known.state.clone() {
+            OutcomeState::Acknowledged(reply) if suffices => {
                 requester.reply(&mut self.local, Reply::Write(Ok(reply)));
                 Ok(None)
             }
-            OutcomeState::UnderWay(operation) => match self.operations.get_mut(&operation) {
-                Some(Operation::Write(write)) => {
-                    write.join(requester);
-                    Ok(None)
+            OutcomeState::UnderWay(operation)
+                if suffices && matches!(self.operations.get_mut(operation), Some(Operation::Write(_))) =>
+            {
+                let Some(Operation::Write(write)) = self.operations.get_mut(operation) else {
+                    unreachable!("it was there a moment ago")
+                };
+                if !write.join(requester) {
+                    // As doubtful as the attempt that it would have waited for.
+                    let (required, cause) = (plan.tally.required(), DoubtCause::TooManyAttempts);
+                    let error = WriteError::InDoubt { required, acknowledged: 0, cause };
+                    requester.reply(&mut self.local, Reply::Write(Err(error)));
                 }
-                Some(_) | None => Ok(Some(plan)),
-            },
-            OutcomeState::InDoubt => {
+                Ok(None)
+            }
+            // Brought to what this attempt asks for, whatever the earlier one asked for.
+            OutcomeState::InDoubt | OutcomeState::Acknowledged(_) | OutcomeState::UnderWay(_) => {
                 let (local, outcomes) = (&mut self.local, &mut self.outcomes);
                 match WriteOperation::resume(local, outcomes, requester, plan, deadline, dot) {
                     Ok(write) => {
@@ -167,10 +176,11 @@ impl<S: Store> Node<S> {
 }
 
 /// How long a request may take.
-pub(super) fn timeout(request: &Request) -> Duration {
-    match request {
+pub(super) fn timeout(request: &Request, settings: &Settings) -> Duration {
+    let asked = match request {
         Request::Put(put) => put.options.timeout,
         Request::Delete(delete) => delete.options.timeout,
         Request::Get(get) => get.options.timeout,
-    }
+    };
+    asked.min(settings.timeout_max)
 }

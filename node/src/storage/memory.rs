@@ -48,6 +48,8 @@ const FRAME_HEADER_BYTES: usize = 8 + 1 + 8 + 4;
 #[derive(Clone, Debug)]
 pub struct MemoryEngine {
     disk: Rc<RefCell<Disk>>,
+    /// Whether this handle reads even while the device fails.
+    inspects: bool,
 }
 
 /// What a crash does to the batches that were handed over and not yet reported as committed.
@@ -68,6 +70,8 @@ struct Disk {
     tables: Tables,
     applied: Sequence,
     recovered: Sequence,
+    /// Whether the device fails to read.
+    reads_fail: bool,
     /// Handed over, not committed.
     queue: VecDeque<Batch>,
     /// None if nobody is going to crash this disk.
@@ -96,15 +100,24 @@ impl MemoryEngine {
     }
 
     fn with_log(id: StoreId, log: Option<Log>) -> MemoryEngine {
-        let disk = Disk {
-            id,
-            tables: Tables::default(),
-            applied: Sequence(0),
-            recovered: Sequence(0),
-            queue: VecDeque::new(),
-            log,
-        };
-        MemoryEngine { disk: Rc::new(RefCell::new(disk)) }
+        MemoryEngine { disk: Rc::new(RefCell::new(Disk::new(id, log))), inspects: false }
+    }
+
+    /// A handle on the same disk that reads even while the device fails: for whoever simulates it.
+    #[must_use]
+    pub fn inspector(&self) -> MemoryEngine {
+        MemoryEngine { disk: Rc::clone(&self.disk), inspects: true }
+    }
+
+    /// A handle on the same disk as a node has it.
+    #[must_use]
+    pub fn handle(&self) -> MemoryEngine {
+        MemoryEngine { disk: Rc::clone(&self.disk), inspects: false }
+    }
+
+    /// From now on the device fails to read, or does not.
+    pub fn fail_reads(&self, fails: bool) {
+        self.disk.borrow_mut().reads_fail = fails;
     }
 
     /// Hands over a batch. It is neither readable nor safe before it is committed.
@@ -220,14 +233,7 @@ impl MemoryEngine {
     pub fn wipe(&self, id: StoreId) {
         let disk = &mut *self.disk.borrow_mut();
         let log = disk.log.is_some().then(Log::default);
-        *disk = Disk {
-            id,
-            tables: Tables::default(),
-            applied: Sequence(0),
-            recovered: Sequence(0),
-            queue: VecDeque::new(),
-            log,
-        };
+        *disk = Disk::new(id, log);
     }
 
     /// Another disk with what is committed on this one now: an image to restore later.
@@ -269,7 +275,11 @@ impl Store for MemoryEngine {
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        Ok(self.disk.borrow().tables[index(table)].get(key).cloned())
+        let disk = self.disk.borrow();
+        if disk.reads_fail && !self.inspects {
+            return Err(ReadError::Damaged);
+        }
+        Ok(disk.tables[index(table)].get(key).cloned())
     }
 
     fn scan(
@@ -283,6 +293,9 @@ impl Store for MemoryEngine {
             return Ok(Vec::new());
         }
         let disk = self.disk.borrow();
+        if disk.reads_fail && !self.inspects {
+            return Err(ReadError::Damaged);
+        }
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let found = disk.tables[index(table)].range::<[u8], _>((start, Bound::Excluded(end)));
         Ok(found.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
@@ -290,6 +303,18 @@ impl Store for MemoryEngine {
 }
 
 impl Disk {
+    fn new(id: StoreId, log: Option<Log>) -> Disk {
+        Disk {
+            id,
+            tables: Tables::default(),
+            applied: Sequence(0),
+            recovered: Sequence(0),
+            reads_fail: false,
+            queue: VecDeque::new(),
+            log,
+        }
+    }
+
     fn commit(&mut self, batch: Batch) -> Sequence {
         if let Some(log) = &mut self.log {
             encode_frame(&batch, &mut log.bytes);
@@ -514,6 +539,17 @@ mod tests {
         assert_eq!((engine.id(), engine.recovered(), get(&engine, "d")), (StoreId(1), Sequence(4), None));
         engine.wipe(StoreId(2));
         assert_eq!((engine.id(), engine.recovered(), get(&engine, "a")), (StoreId(2), Sequence(0), None));
+    }
+
+    #[test]
+    fn a_device_that_fails_to_read_says_so_and_forgets_nothing() {
+        let engine = three();
+        engine.fail_reads(true);
+        assert_eq!(engine.get(Table::Records, b"a"), Err(ReadError::Damaged));
+        assert_eq!(engine.scan(Table::Records, None, b"z", 9), Err(ReadError::Damaged));
+        assert!(get(&engine.inspector(), "a").is_some());
+        engine.fail_reads(false);
+        assert!(get(&engine.inspector().handle(), "a").is_some());
     }
 
     #[test]
