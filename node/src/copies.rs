@@ -50,6 +50,15 @@ enum State {
     },
 }
 
+/// What a copy was before it began to fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// Whole, or about to be: its mark says so, or may.
+    Marked,
+    /// Filling already.
+    Filling,
+}
+
 /// Whether the stored mark says that this process acknowledges from memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Memory {
@@ -99,15 +108,13 @@ impl Copies {
         State::Filling { generation: self.generations, exchanged: BTreeSet::new(), becoming: None }
     }
 
-    /// The copy cannot be believed any more. False if there is no such copy.
-    pub(crate) fn fill(&mut self, partition: PartitionId) -> bool {
+    /// The copy cannot be believed any more. Says what it was before; none if there is no such copy.
+    pub(crate) fn fill(&mut self, partition: PartitionId) -> Option<Before> {
         let state = self.filling();
-        match self.copies.get_mut(&partition) {
-            Some(copy) => {
-                copy.state = state;
-                true
-            }
-            None => false,
+        let copy = self.copies.get_mut(&partition)?;
+        match std::mem::replace(&mut copy.state, state) {
+            State::Whole | State::Filling { becoming: Some(_), .. } => Some(Before::Marked),
+            State::Filling { becoming: None, .. } => Some(Before::Filling),
         }
     }
 
@@ -343,7 +350,7 @@ mod tests {
         let mut copies = gained_one();
         let earlier = copies.generation(P).unwrap();
         copies.exchanged(P, earlier, NodeId(2), &OTHERS);
-        assert!(copies.fill(P));
+        assert_eq!(copies.fill(P), Some(Before::Filling));
         assert!(!copies.exchanged(P, earlier, NodeId(3), &OTHERS));
         assert!(copies.lacks_exchange(P, NodeId(2)) && copies.lacks_exchange(P, NodeId(3)));
     }

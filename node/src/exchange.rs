@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long after an exchange that was given up the next is tried.
-const RETRY_AFTER: Duration = Duration::from_millis(250);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 /// An exchange that this node leads.
 #[derive(Debug)]
@@ -373,9 +373,9 @@ impl Exchanges {
 
     /// Starts what is due, as far as there is room.
     pub(crate) fn start_due<S: Store>(&mut self, local: &mut Local<S>) -> Vec<ExchangeOperation> {
-        for partition in std::mem::take(&mut local.to_fill) {
+        for (partition, delay) in std::mem::take(&mut local.to_fill) {
             for peer in local.sharers.get(&partition).cloned().unwrap_or_default() {
-                self.set(partition, peer, local.now.monotonic);
+                self.set(partition, peer, local.now.monotonic + delay);
             }
         }
         let mut started = Vec::new();

@@ -15,9 +15,10 @@ use rand_chacha::ChaCha8Rng;
 use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId};
 
 use crate::{
-    copies::{Copies, Mark},
+    copies::{Before, Copies, Mark},
     counters::Counters,
     event::{Now, Output},
+    exchange::RETRY_AFTER,
     message::{
         Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind, ReadPurpose,
         StartId, Tag,
@@ -54,8 +55,8 @@ pub(crate) struct Local<S> {
     pub(crate) waiting: WaitingRoom,
     /// When operations want to be woken.
     pub(crate) timers: BTreeSet<(Duration, u64)>,
-    /// Copies that began to fill, or to be held, since the scheduler last looked.
-    pub(crate) to_fill: BTreeSet<PartitionId>,
+    /// Copies that began to fill, or to be held, since the scheduler last looked, and how soon their exchanges are due.
+    pub(crate) to_fill: BTreeMap<PartitionId, Duration>,
     /// Merges that were not acknowledged and are left to hints: the target and the object.
     pub(crate) hints_left: Vec<(NodeId, ObjectKey)>,
     pub(crate) numbers: Numbers,
@@ -205,13 +206,20 @@ impl<S: Store> Local<S> {
         self.fill(partition);
     }
 
-    /// The copy cannot be believed any more.
+    /// The copy cannot be believed any more. One that is filling already begins anew, in a while: what it came across
+    /// may be there the next time too, and its mark is written.
     pub(crate) fn fill(&mut self, partition: PartitionId) {
         self.replica.retire_actor(partition);
-        if self.copies.fill(partition) {
-            self.counters.copies_filled += 1;
-            self.write_mark(partition);
-            self.to_fill.insert(partition);
+        match self.copies.fill(partition) {
+            Some(Before::Marked) => {
+                self.counters.copies_filled += 1;
+                self.write_mark(partition);
+                self.to_fill.insert(partition, Duration::ZERO);
+            }
+            Some(Before::Filling) => {
+                self.to_fill.entry(partition).or_insert(RETRY_AFTER);
+            }
+            None => {}
         }
     }
 

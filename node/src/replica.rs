@@ -340,6 +340,8 @@ impl<S: Store> Replica<S> {
         assert!(sequence < self.turn.sequence, "only what was sealed can be committed");
         self.synced = self.synced.max(sequence);
         self.is_refusing = false;
+        // The store takes batches again: what was carried over is a reason for the next.
+        self.turn.carried = 0;
         while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.sequence <= sequence) {
             self.let_go(&batch, true);
         }
@@ -385,7 +387,7 @@ impl<S: Store> Replica<S> {
     /// No batch after this turn's will have a number up to `sequence`; nor will this turn's, if it is empty so far.
     pub(crate) fn skip_through(&mut self, sequence: Sequence) {
         self.floor = self.floor.max(sequence);
-        if !self.has_changes() {
+        if self.turn.objects.is_empty() && self.turn.meta.is_empty() {
             self.turn.sequence = self.turn.sequence.max(Sequence(sequence.0.saturating_add(1)));
         }
     }

@@ -1,6 +1,6 @@
 //! The cluster document: heard of, written down, adopted once it is synced.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use ring::{ClusterDocument, Epoch, PartitionId};
 
@@ -84,7 +84,7 @@ impl<S: Store> Node<S> {
                 local.write_mark(partition);
             }
             if is_filling {
-                local.to_fill.insert(partition);
+                local.to_fill.insert(partition, Duration::ZERO);
             }
         }
         self.exchanges.plan(local);

@@ -27,7 +27,7 @@ use crate::{
     copies::Copies,
     counters::Counters,
     event::{Input, Now, Output, Wake},
-    exchange::{ExchangeOperation, Exchanges},
+    exchange::{ExchangeOperation, Exchanges, RETRY_AFTER},
     hints::{HintOperation, Hints},
     local::{Event, Local},
     message::{Envelope, StartId},
@@ -153,7 +153,7 @@ impl<S: Store> Node<S> {
             events: VecDeque::new(),
             waiting: WaitingRoom::new(),
             timers: BTreeSet::new(),
-            to_fill: BTreeSet::new(),
+            to_fill: BTreeMap::new(),
             hints_left: Vec::new(),
             numbers: Numbers::new(rng.next_u64()),
             is_stopping: false,
@@ -365,7 +365,7 @@ impl<S: Store> Node<S> {
         local.counters.commits_failed += 1;
         local.replica.commit_failed(sequence);
         let unmarked = local.copies.commit_failed(sequence);
-        local.to_fill.extend(unmarked);
+        local.to_fill.extend(unmarked.into_iter().map(|partition| (partition, RETRY_AFTER)));
         local.peers.save_failed();
         if self.stopped == Stopped::Marking(sequence) {
             self.stopped = Stopped::No;

@@ -1,0 +1,51 @@
+//! How often things happened in a run: faults, outcomes, and what the nodes themselves counted.
+
+use std::collections::BTreeMap;
+
+use node::Counters;
+
+/// Counts of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Events of all kinds.
+    pub events: u64,
+    /// Everything else, by name.
+    pub by_name: BTreeMap<&'static str, u64>,
+}
+
+impl Counts {
+    /// Counts one.
+    pub(crate) fn add(&mut self, name: &'static str) {
+        *self.by_name.entry(name).or_default() += 1;
+    }
+
+    /// Adds what a process counted until its end: a run that never went some way proves nothing about it.
+    pub(crate) fn add_node(&mut self, counters: &Counters) {
+        let counted = [
+            ("node: reads diverged", counters.reads_diverged),
+            ("node: requests forwarded", counters.forwarded),
+            ("node: silent replicas replaced", counters.replicas_replaced),
+            ("node: merged by writes", counters.merged_write),
+            ("node: merged by read repair", counters.merged_read_repair),
+            ("node: merged by hints", counters.merged_hint),
+            ("node: merged by exchanges", counters.merged_anti_entropy),
+            ("node: merged by filling", counters.merged_movement),
+            ("node: merges refused", counters.merges_refused),
+            ("node: concurrent versions discarded", counters.lww_discarded),
+            ("node: damaged records found", counters.damaged_records),
+            ("node: copies that began to fill", counters.copies_filled),
+            ("node: copies made whole", counters.copies_made_whole),
+            ("node: exchanges completed", counters.exchanges_completed),
+            ("node: exchanges abandoned", counters.exchanges_abandoned),
+            ("node: hints left", counters.hints_left),
+            ("node: hints replayed", counters.hints_replayed),
+            ("node: hints dropped", counters.hints_dropped),
+            ("node: messages ignored", counters.messages_ignored),
+            ("node: parked messages dropped", counters.parked_dropped),
+            ("node: stores that went back", counters.store_went_back),
+        ];
+        for (name, count) in counted {
+            *self.by_name.entry(name).or_default() += count;
+        }
+    }
+}

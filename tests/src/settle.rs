@@ -1,0 +1,151 @@
+//! The end of a run: the faults stop, and all copies have to become whole and equal.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use antientropy::version::{Record, VersionDigest};
+use node::storage::read_record;
+use ring::NodeId;
+
+use crate::{
+    history::{Ending, KeyId},
+    schedule::Moment,
+    world::{Event, World},
+};
+
+/// How long the safety phase may take: the sessions' operations all end by themselves long before.
+const SAFETY_MAX: Duration = Duration::from_secs(600);
+/// How long convergence may take once the faults have stopped. The slowest part is an exchange interval of ten
+/// seconds, of which a pair of copies may need two; the rest is room for greetings and for retries of lost exchanges.
+const CONVERGENCE_MAX: Duration = Duration::from_secs(60);
+/// How often to look whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+impl World {
+    /// The whole run: the cluster forms, sessions and faults run until the operations are done, the faults stop, and
+    /// the copies converge or do not.
+    pub fn run(&mut self) {
+        self.run_for(Duration::from_millis(100));
+        self.start_sessions();
+        self.schedule_faults();
+        let end = self.now().after(SAFETY_MAX);
+        while !self.operations_are_over() && self.step(end) {}
+        self.settle();
+    }
+
+    /// Whether every client knows how its last operation ended.
+    fn operations_are_over(&self) -> bool {
+        self.operations_left == 0 && self.calls.iter().rev().take(64).all(|call| call.is_over)
+    }
+
+    /// Ends all faults, waits for convergence, and notes what the disks hold then.
+    pub fn settle(&mut self) {
+        self.heal();
+        let healed = self.now();
+        let end = healed.after(CONVERGENCE_MAX);
+        let mut ending = None;
+        while ending.is_none() {
+            self.run_for(LOOK_EVERY);
+            ending = match self.divergence() {
+                None => Some(Ending::Converged { after_micros: self.now().0 - healed.0 }),
+                Some(why) if self.now() >= end => Some(Ending::Diverged { why }),
+                Some(_) => None,
+            };
+        }
+        self.history.ending = ending.unwrap_or_default();
+        for index in 0..self.hosts.len() {
+            self.note_counters(index);
+        }
+        self.note_finals();
+    }
+
+    /// Ends all faults: clocks are right, the network is whole, every machine runs.
+    pub fn heal(&mut self) {
+        self.is_quiet = true;
+        self.network.is_healed = true;
+        self.network.mend();
+        self.note(|| "the faults are over".to_owned());
+        for index in 0..self.hosts.len() {
+            self.hosts[index].skew_ms = 0;
+            self.hosts[index].disk.fail_reads(false);
+            let paused = self.hosts[index].process.as_ref().is_some_and(|process| process.is_paused);
+            if paused {
+                self.resume(index);
+            }
+            if self.hosts[index].process.is_none() {
+                self.schedule.after(Duration::ZERO, Event::Start { host: index });
+            }
+        }
+    }
+
+    /// Why the cluster has not converged; none if it has.
+    pub(crate) fn divergence(&self) -> Option<String> {
+        for (index, host) in self.hosts.iter().enumerate() {
+            let Some(process) = &host.process else { return Some(format!("{} is down", host.node)) };
+            if !process.node.is_idle() {
+                return Some(format!("{} has requests under way", host.node));
+            }
+            if host.disk.pending() > 0 {
+                return Some(format!("{} has batches to sync", host.node));
+            }
+            if !self.copies_are_whole(index) {
+                return Some(format!("{} has copies that are not whole", host.node));
+            }
+        }
+        (0..self.history.keys.len()).find_map(|key| self.difference(KeyId(key)))
+    }
+
+    /// How the replicas of a key differ; none if they do not.
+    fn difference(&self, key: KeyId) -> Option<String> {
+        let mut first: Option<(NodeId, VersionDigest)> = None;
+        for node in self.keepers(key) {
+            let host = self.hosts.iter().find(|host| host.node == node)?;
+            let Ok(record) = read_record(&host.disk, &self.history.key(key).object) else {
+                return Some(format!("{node} has a damaged record of {key:?}"));
+            };
+            let digest = record.map_or(VersionDigest::ABSENT, |record| record.digest());
+            match first {
+                None => first = Some((node, digest)),
+                Some((_, same)) if same == digest => {}
+                Some((other, _)) => return Some(format!("{other} and {node} differ at {key:?}")),
+            }
+        }
+        None
+    }
+
+    /// The nodes that have to keep a key: the first n of each datacenter, by the most copies that any record asks for.
+    fn keepers(&self, key: KeyId) -> Vec<NodeId> {
+        let keyspace = &self.history.key(key).keyspace;
+        let partition = self.history.key(key).partition;
+        let records = (0..self.hosts.len()).filter_map(|host| self.durable_record(host, key));
+        let copies =
+            records.map(|record: Record| record.copies()).reduce(|a, b| a.join(b)).unwrap_or_default();
+        let in_datacenter = |(&datacenter, &own): (&ring::DatacenterId, &u8)| {
+            let count = usize::from(copies.in_datacenter(own));
+            self.document.preference_list(datacenter, partition).iter().take(count).map(|owner| owner.node)
+        };
+        keyspace.replication.iter().flat_map(in_datacenter).collect()
+    }
+
+    /// Notes what every replica holds, and whoever else holds anything.
+    fn note_finals(&mut self) {
+        let keepers: Vec<_> = (0..self.history.keys.len()).map(|key| self.keepers(KeyId(key))).collect();
+        let finals = keepers.iter().enumerate().map(|(key, keepers)| {
+            let holdings = self.hosts.iter().enumerate().filter_map(|(index, host)| {
+                let record = self.durable_record(index, KeyId(key));
+                (record.is_some() || keepers.contains(&host.node)).then_some((host.node, record))
+            });
+            holdings.collect::<BTreeMap<_, _>>()
+        });
+        self.history.finals = finals.collect();
+        for (key, holdings) in self.history.finals.clone().into_iter().enumerate() {
+            self.note(|| format!("at the end of key {key}, kept by {:?}: {holdings:?}", keepers[key]));
+        }
+        self.history.keepers = keepers;
+    }
+
+    /// The end of the schedule, for scenarios that wait for something.
+    #[must_use]
+    pub fn deadline(&self, wait: Duration) -> Moment {
+        self.now().after(wait)
+    }
+}

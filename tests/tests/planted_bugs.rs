@@ -1,0 +1,80 @@
+//! Each planted bug is found, by a checker whose business it is: proof that the checkers can see.
+
+use node::PlantedBug;
+use quorate_tests::{
+    checkers::Checker,
+    run::{RunOptions, profile_for, run},
+};
+
+/// Seeds to explore for one bug. Most show within a few.
+const SEEDS_MAX: u64 = 2000;
+
+/// Explores seeds until one of `expected` finds the bug.
+fn is_found_by(bug: PlantedBug, expected: &[Checker]) {
+    let options = RunOptions { bug: Some(bug), profile: profile_for(bug), ..RunOptions::default() };
+    let mut others = Vec::new();
+    for seed in 0..SEEDS_MAX {
+        for violation in run(seed, options).violations {
+            if expected.contains(&violation.checker) {
+                return;
+            }
+            others.push(violation);
+        }
+    }
+    panic!("{bug:?} is not found in {SEEDS_MAX} seeds; others found {others:?}");
+}
+
+#[test]
+fn an_acknowledgement_before_the_sync_is_found() {
+    is_found_by(PlantedBug::AcknowledgeBeforeSync, &[Checker::DurableMeansDurable]);
+}
+
+#[test]
+fn an_actor_kept_after_a_lost_record_is_found() {
+    is_found_by(PlantedBug::ActorKeptAfterLoss, &[Checker::LostWrites]);
+}
+
+#[test]
+fn an_actor_kept_after_a_failed_batch_is_found() {
+    is_found_by(PlantedBug::ActorKeptAfterFailedBatch, &[Checker::LostWrites]);
+}
+
+#[test]
+fn a_filling_copy_that_counts_is_found() {
+    is_found_by(PlantedBug::FillingCopyCounted, &[Checker::QuorumOverlap]);
+}
+
+#[test]
+fn a_blocking_read_without_write_back_is_found() {
+    is_found_by(PlantedBug::BlockingReadWithoutWriteBack, &[Checker::Registers]);
+}
+
+#[test]
+fn versions_by_the_raw_wall_clock_are_found() {
+    is_found_by(PlantedBug::LwwByWallClock, &[Checker::Sessions]);
+}
+
+#[test]
+fn a_version_below_the_one_it_replaces_is_found() {
+    is_found_by(PlantedBug::LwwMintedBelow, &[Checker::Sessions]);
+}
+
+#[test]
+fn a_definite_error_after_the_mint_is_found() {
+    is_found_by(PlantedBug::DefiniteErrorAfterMint, &[Checker::DefiniteErrors]);
+}
+
+#[test]
+fn a_refusal_counted_as_an_acknowledgement_is_found() {
+    is_found_by(PlantedBug::FailedReplicaCounted, &[Checker::DurableMeansDurable]);
+}
+
+#[test]
+fn an_acknowledgement_from_beyond_the_first_n_is_found() {
+    is_found_by(PlantedBug::CountedBeyondN, &[Checker::DurableMeansDurable]);
+}
+
+#[test]
+fn a_context_of_another_key_is_found() {
+    is_found_by(PlantedBug::ForeignContextAccepted, &[Checker::ForeignContexts]);
+}
