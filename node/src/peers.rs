@@ -32,7 +32,7 @@ use crate::{
 /// Greetings without an answer before a peer counts as down.
 const GREETINGS_UNANSWERED_MAX: u32 = 3;
 /// Processes that are remembered as unconfirmed; of more, the oldest are forgotten, which errs to the careful side.
-pub(crate) const STARTS_MAX: usize = 8;
+pub(crate) const STARTS_MAX: usize = 64;
 /// No store counts so far: a sequence from here on is nobody's.
 const SEQUENCE_MAX: Sequence = Sequence(1 << 62);
 /// How long the best clock sample of a peer is kept: at least one window, at most two.
