@@ -14,7 +14,8 @@ use crate::{settings::Settings, storage::ObjectKey};
 
 /// The outcomes that are remembered, bounded in number and age.
 pub(crate) struct Outcomes {
-    by_request: BTreeMap<RequestId, Outcome>,
+    /// Boxed: the tree moves its entries about, and an outcome is ten times as large as its id.
+    by_request: BTreeMap<RequestId, Box<Outcome>>,
     /// In the order of their arrival. An id that was remembered twice stands here twice and goes with the first.
     by_age: VecDeque<(Duration, RequestId)>,
 }
@@ -63,7 +64,7 @@ impl Outcomes {
     /// How the write with this id ended, if it is remembered.
     pub(crate) fn find(&self, request: RequestId) -> Option<&Outcome> {
         // An id of zero was never remembered.
-        self.by_request.get(&request)
+        self.by_request.get(&request).map(Box::as_ref)
     }
 
     /// Remembers a write. An id of zero names none.
@@ -85,7 +86,7 @@ impl Outcomes {
             self.by_age.pop_front();
             self.by_request.remove(&oldest);
         }
-        self.by_request.insert(request, outcome);
+        self.by_request.insert(request, Box::new(outcome));
         self.by_age.push_back((now, request));
     }
 
