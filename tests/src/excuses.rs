@@ -8,7 +8,7 @@
 //!   for more copies than are kept may have left an old record elsewhere.) For a quorum's promise only the first n
 //!   count ([`History::lost_by_replicas`]). For a write of durability `disk`, only the destruction of synced bytes
 //!   counts, and only synced bytes elsewhere count as another copy; so an acknowledgement before the sync excuses
-//!   nothing. For `memory`, a crash and a refused batch count as well.
+//!   nothing. For `memory`, a crash counts as well; a refused batch excuses nothing.
 //! - **Unnoticed** ([`History::unnoticed`]). A disk that went back in time under its store id answers as if it knew
 //!   until it has heard a peer that knows better. A read is excused from showing a version if that very version was
 //!   on the disk before and not after, and the read overlaps the time from the damage until the copy was filling, held

@@ -329,3 +329,75 @@ fn nothing_is_acknowledged_from_memory_behind_the_mark_of_a_clean_stop() {
     }
     assert_kept(&mut scenario);
 }
+
+/// P1. Only a crash of every replica may lose what was acknowledged from memory. A batch that the disk refused took
+/// such a write with it, and nobody had crashed.
+#[test]
+fn what_is_acknowledged_from_memory_survives_a_refused_batch() {
+    let mut scenario = Scenario::new(Swarm::calm(3));
+    let first = scenario.replica(CART, 0);
+    scenario.put(first, CART, in_memory(Level::All));
+    scenario.run_for(ms(100));
+    let context = scenario.last_context();
+    scenario.cut_off(first);
+    scenario.set_failing_disks(1000);
+    let put = scenario.put(first, CART, WriteOptions { context, ..in_memory(Level::One) });
+    assert!(scenario.is_acknowledged(put));
+    scenario.run_for(ms(20));
+    scenario.set_failing_disks(0);
+    scenario.run_for(ms(500));
+    assert!(scenario.holds(first, put), "the disk takes batches again");
+    scenario.connect();
+    assert_kept(&mut scenario);
+}
+
+/// P7. A write was acknowledged at level one from memory. Its retry asked for all replicas and their disks, and was
+/// answered with the first attempt's acknowledgement.
+#[test]
+fn a_retry_that_asks_for_more_is_not_answered_with_less() {
+    let mut scenario = Scenario::new(Swarm::calm(3));
+    let [first, third] = [0, 2].map(|position| scenario.replica(CART, position));
+    scenario.put(first, CART, in_memory(Level::All));
+    scenario.cut_off(third);
+    let modest = WriteOptions { level: Level::One, durability: Some(Durability::Memory), ..named(8) };
+    let put = scenario.put(first, CART, modest);
+    assert!(matches!(scenario.outcome(put), Outcome::Acknowledged { .. }));
+    let demanding = WriteOptions { level: Level::All, durability: Some(Durability::Disk), ..named(8) };
+    scenario.put_again(first, put, demanding.clone());
+    assert!(matches!(scenario.outcome(put), Outcome::InDoubt), "one of the three cannot hear of it");
+    scenario.connect();
+    scenario.run_for(ms(500));
+    scenario.put_again(first, put, demanding);
+    assert!(matches!(scenario.outcome(put), Outcome::Acknowledged { .. }));
+    assert!(scenario.holds(third, put));
+    assert_kept(&mut scenario);
+}
+
+/// P4. The node with the lower id leads an exchange, but a filling copy that lacked nothing of its peer did not, and
+/// the peer never leads: as long as a third node was gone, the two diverged.
+#[test]
+fn a_filling_copy_is_mended_while_another_is_gone() {
+    let mut scenario = Scenario::new(Swarm::calm(3));
+    let mut replicas = [0, 1, 2].map(|position| scenario.replica(CART, position));
+    replicas.sort_unstable();
+    let [lower, higher, gone] = replicas;
+    scenario.put(lower, CART, write_at(Level::All));
+    scenario.crash(gone);
+    scenario.wipe(lower, StoreId(77));
+    scenario.start(lower);
+    scenario.run_for(ms(100));
+    scenario.readmit();
+    scenario.run_for(ms(3000));
+    assert!(!scenario.is_whole(lower), "it has not heard of everyone");
+    scenario.cut_off(lower);
+    let put = scenario.put(higher, CART, write_at(Level::One));
+    assert!(scenario.is_acknowledged(put));
+    // Its hints are gone with the process.
+    scenario.crash(higher);
+    scenario.start(higher);
+    scenario.connect();
+    scenario.run_for(ms(60_000));
+    assert!(scenario.holds(lower, put));
+    scenario.start(gone);
+    assert_kept(&mut scenario);
+}
