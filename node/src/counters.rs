@@ -61,7 +61,7 @@ pub struct Counters {
     pub parked_dropped: u64,
     /// Batches that the store refused.
     pub commits_failed: u64,
-    /// Times that the store was found to have gone back in time.
+    /// Whether the store was found to have gone back in time: 0 or 1.
     pub store_went_back: u64,
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Records that were written in this turn, or whose batch is still on its way, live in the *overlay*, which every
 //! read sees first. A turn's changes are sealed into one batch; when it is committed the overlay lets go of what the
-//! store now has, and when it is refused the overlay lets go of what nobody has.
+//! store now has; when it is refused the overlay lets go of what nobody has, and carries over into the next batch what
+//! was acknowledged from memory.
 //!
 //! **Actors.** A version's actor is one unbroken memory of one partition's copy: chosen at random at the first write
 //! after a start, and again after a record was found lost and after a batch was refused. The entry `(a, c)` in a

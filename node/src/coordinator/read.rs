@@ -4,6 +4,8 @@
 //! record and the others for its digest. One that is silent for a while is replaced by the next, within the first n.
 //! Where digests differ it fetches, joins, answers and repairs. A *blocking* read answers only when enough replicas
 //! are known to hold durably what it says, so that no later read of the same kind goes back.
+//!
+//! The file is longer than most: gathering, settling and holding are phases of one state machine and share its state.
 
 use std::{sync::Arc, time::Duration};
 

@@ -43,13 +43,13 @@ impl<S: Store> Node<S> {
                 }
             }
             Message::Welcome { start, went_back_from } if start == self.local.start => {
+                // It answers this process, so its verdict counts, whether or not the peer has said hello here.
+                if let Some(sequence) = went_back_from {
+                    self.went_back(sequence);
+                }
                 if self.local.peers.is_known(from, header.start) {
                     self.hear(&header);
-                    if self.local.peers.welcome(from)
-                        && let Some(sequence) = went_back_from
-                    {
-                        self.went_back(sequence);
-                    }
+                    self.local.peers.welcome(from);
                 }
             }
             Message::Welcome { .. } => self.local.counters.messages_ignored += 1,
@@ -169,10 +169,10 @@ impl<S: Store> Node<S> {
     /// acknowledged is lost, and nothing here can be believed.
     fn went_back(&mut self, from: Sequence) {
         let local = &mut self.local;
-        let is_news = local.counters.store_went_back == 0;
-        local.counters.store_went_back += 1;
         local.replica.skip_through(from);
-        if is_news {
+        // What is said again, by the same peer or by others, is about the same loss.
+        if local.counters.store_went_back == 0 {
+            local.counters.store_went_back = 1;
             let partitions: Vec<PartitionId> = local.copies.partitions().collect();
             for partition in partitions {
                 local.fill(partition);

@@ -399,18 +399,24 @@ impl<S: Store> Node<S> {
     /// Leaves the mark of a stop in good order once nothing is on its way: what the mark says is about all of it.
     fn mark_stop(&mut self) {
         let local = &mut self.local;
-        if local.is_stopping
-            && self.stopped == Stopped::No
-            && local.replica.is_quiet()
-            && self.marks_lost.is_empty()
-        {
+        let is_due = local.is_stopping && self.stopped == Stopped::No && local.replica.is_quiet();
+        // While the store refuses batches, the probe finds out when it takes one again.
+        if !is_due || local.replica.is_refusing() {
+            return;
+        }
+        if self.marks_lost.is_empty() {
             let (key, value) = clean_to_store(local.start);
             let sequence = local.replica.put_meta(key, Some(value));
             self.stopped = Stopped::Marking(sequence);
+        } else {
+            // Marks that a refused batch took with it come first, and are a reason to commit now.
+            let (key, value) = local.peers.to_store();
+            local.replica.put_meta(key, Some(value));
         }
     }
 
-    /// Whether a stop is complete: its mark is synced, and the process may end without a loss.
+    /// Whether a stop is complete: its mark is synced, and the process may end without a loss. A store that refuses
+    /// every batch never comes so far; whoever waits gives up some time, and the next start takes it for a crash.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.stopped == Stopped::Yes

@@ -1,0 +1,178 @@
+//! How a node begins and ends: one node, driven by hand, in circumstances that random search hit once in some hundred
+//! thousand runs.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use antientropy::version::{ContextKey, Counter, UnixMillis};
+use node::{
+    Identity, Input, Node, Now, Output, Settings,
+    message::{Envelope, Header, Message, StartId},
+    storage::{Batch, MemoryEngine, Sequence},
+};
+use ring::{
+    ClusterDocument, ClusterId, ConflictPolicy, Datacenter, DatacenterId, Durability, Epoch, Keyspace,
+    KeyspaceId, Member, NodeId, PartitionId, Partitions, RackId, StoreId,
+};
+
+const HERE: NodeId = NodeId(1);
+const PEER: NodeId = NodeId(2);
+const PARTITION: PartitionId = PartitionId(0);
+
+/// A node and its disk.
+struct Driver {
+    disk: MemoryEngine,
+    node: Node<MemoryEngine>,
+    now: Now,
+    starts: u8,
+}
+
+fn document() -> ClusterDocument {
+    let member = |id: u32| Member {
+        store: StoreId(u64::from(id)),
+        address: format!("127.0.0.1:{id}"),
+        datacenter: DatacenterId(0),
+        rack: RackId(0),
+        weight: 100,
+    };
+    let members: BTreeMap<NodeId, Member> = (1..=3).map(|id| (NodeId(id), member(id))).collect();
+    let keyspace = Keyspace::new("carts", 3, ConflictPolicy::Siblings, Durability::Disk);
+    let datacenters = vec![Datacenter::new("local", ["r1"])];
+    let keyspaces = BTreeMap::from([(KeyspaceId(1), keyspace)]);
+    let partitions = Partitions::new(1).expect("a power of two");
+    ClusterDocument::founding(ClusterId(1), partitions, datacenters, members, keyspaces)
+        .expect("a valid document")
+}
+
+fn open(disk: &MemoryEngine, now: Now, starts: u8) -> Node<MemoryEngine> {
+    let identity = Identity { node: HERE, seeds: vec![PEER], seed: [starts; 32] };
+    Node::open(identity, Settings::new(ContextKey::new([7; 32])), disk.clone(), now)
+}
+
+impl Driver {
+    /// A founder, formed: its copy is whole.
+    fn formed() -> Driver {
+        let now = Now { monotonic: Duration::from_secs(1), wall: UnixMillis(1_800_000_000_000) };
+        let disk = MemoryEngine::new(StoreId(1));
+        let node = open(&disk, now, 1);
+        let mut driver = Driver { disk, node, now, starts: 1 };
+        driver.node.handle(now, Input::Document(Arc::new(document())));
+        driver.commit_all();
+        assert!(driver.node.copy_is_whole(PARTITION));
+        driver
+    }
+
+    /// The power goes and comes back.
+    fn restart(&mut self) {
+        self.disk.crash(node::storage::CrashDamage::default());
+        self.disk.reopen();
+        self.starts += 1;
+        self.node = open(&self.disk, self.now, self.starts);
+    }
+
+    /// What the node wants done now: the batches, and who is sent what.
+    fn outputs(&mut self) -> (Vec<Batch>, Vec<(NodeId, Envelope)>) {
+        let (mut batches, mut sent) = (Vec::new(), Vec::new());
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::Commit(batch) => batches.push(batch),
+                Output::Send { to, envelope } => sent.push((to, envelope)),
+                Output::Reply { .. } => {}
+            }
+        }
+        (batches, sent)
+    }
+
+    /// Commits whatever the node emits, until it emits nothing more.
+    fn commit_all(&mut self) {
+        loop {
+            let (batches, _) = self.outputs();
+            if batches.is_empty() {
+                return;
+            }
+            batches.into_iter().for_each(|batch| self.disk.submit(batch));
+            while let Some(sequence) = self.disk.commit_next() {
+                self.node.handle(self.now, Input::Committed(sequence));
+            }
+        }
+    }
+
+    /// A message from the peer, under the first epoch.
+    fn hear(&mut self, message: Message) {
+        let header = Header {
+            from: PEER,
+            start: StartId(77),
+            store: StoreId(2),
+            synced: Sequence(5),
+            epoch: Epoch(1),
+            wall: self.now.wall,
+            clock: Counter::at(self.now.wall),
+        };
+        self.node.handle(self.now, Input::Peer(Envelope { header, message }));
+    }
+
+    /// The name of the node's present process, from its hello.
+    fn start_id(&mut self) -> StartId {
+        let (_, sent) = self.outputs();
+        let hello = sent.iter().find(|(_, envelope)| matches!(envelope.message, Message::Hello { .. }));
+        hello.expect("a node greets its peers").1.header.start
+    }
+
+    fn is_told_that_its_store_went_back(&mut self) {
+        let start = self.start_id();
+        self.hear(Message::Welcome { start, went_back_from: Some(Sequence(99)) });
+    }
+}
+
+/// P6. The peer's welcome came before its own hello; messages of strangers are not listened to, and the news that the
+/// store had gone back was thrown away. The peer lost its disk before it could say it again, and nobody else knew.
+#[test]
+fn news_that_a_store_went_back_is_taken_from_a_peer_that_has_not_said_hello() {
+    let mut driver = Driver::formed();
+    driver.restart();
+    assert!(driver.node.copy_is_whole(PARTITION));
+    driver.is_told_that_its_store_went_back();
+    assert!(!driver.node.copy_is_whole(PARTITION));
+    driver.commit_all();
+    driver.restart();
+    assert!(!driver.node.copy_is_whole(PARTITION), "the mark is stored");
+    let (_, sent) = driver.outputs();
+    assert!(
+        sent.iter().all(|(_, envelope)| envelope.header.synced > Sequence(99)),
+        "and the numbers went on"
+    );
+}
+
+/// A welcome that answers an earlier process says nothing about this one.
+#[test]
+fn a_welcome_of_an_earlier_process_is_not_taken() {
+    let mut driver = Driver::formed();
+    driver.restart();
+    let earlier = driver.start_id();
+    driver.restart();
+    driver.hear(Message::Welcome { start: earlier, went_back_from: Some(Sequence(99)) });
+    assert!(driver.node.copy_is_whole(PARTITION));
+}
+
+/// The batch with the mark of a filling copy was refused, a later one was not, and nothing else was to be written: the
+/// mark waited for the next batch, and the stop for the mark.
+#[test]
+fn a_stop_ends_although_a_mark_was_refused() {
+    let mut driver = Driver::formed();
+    driver.restart();
+    driver.is_told_that_its_store_went_back();
+    let (first, _) = driver.outputs();
+    driver.hear(Message::Hello { cluster: None, recovery: node::message::Recovery::default() });
+    driver.node.handle(driver.now, Input::Document(Arc::new(document().successor())));
+    let (second, _) = driver.outputs();
+    assert!(first.len() == 1 && second.len() == 1, "two batches are on their way");
+    first.into_iter().chain(second).for_each(|batch| driver.disk.submit(batch));
+    let refused = driver.disk.fail_next().expect("the first is refused");
+    driver.node.handle(driver.now, Input::CommitFailed(refused));
+    let committed = driver.disk.commit_next().expect("the second is not");
+    driver.node.handle(driver.now, Input::Committed(committed));
+    driver.node.handle(driver.now, Input::Stop);
+    driver.commit_all();
+    assert!(driver.node.is_stopped());
+    driver.restart();
+    assert!(!driver.node.copy_is_whole(PARTITION), "and the mark is stored");
+}
