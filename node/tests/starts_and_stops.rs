@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use antientropy::version::{ContextKey, Counter, UnixMillis};
 use node::{
     Identity, Input, Node, Now, Output, Settings,
-    message::{Envelope, Header, Message, StartId},
-    storage::{Batch, MemoryEngine, Sequence},
+    message::{Envelope, Header, Message, ReadAnswer, ReadKind, ReadPurpose, Recovery, StartId, Tag},
+    storage::{Batch, CrashDamage, MemoryEngine, ObjectKey, Sequence, Table},
 };
 use ring::{
     ClusterDocument, ClusterId, ConflictPolicy, Datacenter, DatacenterId, Durability, Epoch, Keyspace,
@@ -63,7 +63,7 @@ impl Driver {
 
     /// The power goes and comes back.
     fn restart(&mut self) {
-        self.disk.crash(node::storage::CrashDamage::default());
+        self.disk.crash(CrashDamage::default());
         self.disk.reopen();
         self.starts += 1;
         self.node = open(&self.disk, self.now, self.starts);
@@ -98,16 +98,40 @@ impl Driver {
 
     /// A message from the peer, under the first epoch.
     fn hear(&mut self, message: Message) {
+        self.hear_under(Epoch(1), message);
+    }
+
+    /// A message from the peer, under some epoch.
+    fn hear_under(&mut self, epoch: Epoch, message: Message) {
         let header = Header {
             from: PEER,
             start: StartId(77),
             store: StoreId(2),
             synced: Sequence(5),
-            epoch: Epoch(1),
+            epoch,
             wall: self.now.wall,
             clock: Counter::at(self.now.wall),
         };
         self.node.handle(self.now, Input::Peer(Envelope { header, message }));
+    }
+
+    /// The peer says hello, so that it is listened to.
+    fn hear_hello(&mut self) {
+        self.hear(Message::Hello { cluster: None, recovery: Recovery::default() });
+    }
+
+    /// What the node answers to a read of one copy.
+    fn read(&mut self, epoch: Epoch) -> ReadAnswer {
+        let tag = Tag { operation: 1, question: 1 };
+        let purpose = ReadPurpose::Count { n: None, durable: false };
+        let object = ObjectKey::new(KeyspaceId(1), b"cart");
+        self.hear_under(epoch, Message::Read { tag, object, kind: ReadKind::Data, purpose });
+        let (_, sent) = self.outputs();
+        let answer = sent.into_iter().find_map(|(_, envelope)| match envelope.message {
+            Message::Answer { answer, .. } => Some(answer),
+            _ => None,
+        });
+        answer.expect("a read is answered")
     }
 
     /// The name of the node's present process, from its hello.
@@ -161,7 +185,7 @@ fn a_stop_ends_although_a_mark_was_refused() {
     driver.restart();
     driver.is_told_that_its_store_went_back();
     let (first, _) = driver.outputs();
-    driver.hear(Message::Hello { cluster: None, recovery: node::message::Recovery::default() });
+    driver.hear_hello();
     driver.node.handle(driver.now, Input::Document(Arc::new(document().successor())));
     let (second, _) = driver.outputs();
     assert!(first.len() == 1 && second.len() == 1, "two batches are on their way");
@@ -175,4 +199,40 @@ fn a_stop_ends_although_a_mark_was_refused() {
     assert!(driver.node.is_stopped());
     driver.restart();
     assert!(!driver.node.copy_is_whole(PARTITION), "and the mark is stored");
+}
+
+/// P6. A disk was replaced and its node readmitted; then the old disk went back in. Its mark said whole, and nobody
+/// asked whether the document records that store.
+#[test]
+fn a_store_that_the_document_does_not_record_answers_nothing() {
+    let mut driver = Driver::formed();
+    driver.hear_hello();
+    let start = driver.start_id();
+    driver.hear(Message::Welcome { start, went_back_from: None });
+    driver.node.handle_timeout(Now { monotonic: Duration::from_secs(60), ..driver.now });
+    assert_eq!(driver.read(Epoch(1)), ReadAnswer::Data(None), "it is whole, and holds nothing");
+    let replaced = document().readmit(HERE, StoreId(11));
+    driver.node.handle(driver.now, Input::Document(Arc::new(replaced)));
+    driver.commit_all();
+    assert_eq!(driver.read(Epoch(2)), ReadAnswer::Filling);
+    assert!(!driver.node.copy_is_whole(PARTITION));
+}
+
+/// P6. A founder's copies are whole when it first adopts the document, because there is nothing that they could lack.
+/// A founder whose stored document had rotted asked a peer for it, and took its filling copies for a founder's.
+#[test]
+fn a_founder_that_lost_its_document_is_no_new_founder() {
+    let mut driver = Driver::formed();
+    driver.restart();
+    driver.is_told_that_its_store_went_back();
+    driver.commit_all();
+    assert!(!driver.node.copy_is_whole(PARTITION));
+    assert!(driver.disk.rot(Table::Meta, b"document", 20, 3));
+    driver.restart();
+    assert!(driver.node.document().is_none());
+    driver.hear_hello();
+    driver.hear(Message::Document(Arc::new(document())));
+    driver.commit_all();
+    assert!(driver.node.document().is_some());
+    assert!(!driver.node.copy_is_whole(PARTITION));
 }
