@@ -19,7 +19,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ring::{Epoch, NodeId, PartitionId, StoreId};
 
-use crate::{message::StartId, storage::Sequence};
+use crate::{
+    message::StartId,
+    storage::{Sequence, seal_stored},
+};
 
 /// This node's copies.
 pub(crate) struct Copies {
@@ -276,7 +279,7 @@ impl Copies {
 
 impl Mark {
     /// The key under which the mark of a partition is stored.
-    pub(crate) fn key(partition: PartitionId) -> Bytes {
+    fn key(partition: PartitionId) -> Bytes {
         let mut key = BytesMut::with_capacity(Mark::PREFIX.len() + 2);
         key.put_slice(Mark::PREFIX);
         key.put_u16(partition.0);
@@ -290,11 +293,18 @@ impl Mark {
     }
 
     /// Writes the mark: a byte of flags, the store, the gain and the process.
-    pub(crate) fn encode(&self, out: &mut BytesMut) {
+    fn encode(&self, out: &mut BytesMut) {
         out.put_u8(u8::from(self.whole) | u8::from(self.memory.is_some()) << 1);
         out.put_u64(self.store.0);
         out.put_u64(self.gained.0);
         out.put_u64(self.memory.map_or(0, |start| start.0));
+    }
+
+    /// The mark of a partition as it is stored: a key and a value.
+    pub(crate) fn to_store(self, partition: PartitionId) -> (Bytes, Bytes) {
+        let key = Mark::key(partition);
+        let value = seal_stored(&key, |out| self.encode(out), Mark::BYTES);
+        (key, value)
     }
 
     /// Reads a mark; none if it is none.

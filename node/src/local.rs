@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId};
 
 use crate::{
-    copies::{Before, Copies, Mark},
+    copies::{Before, Copies},
     counters::Counters,
     event::{Now, Output},
     exchange::RETRY_AFTER,
@@ -29,7 +29,7 @@ use crate::{
     planted::PlantedBug,
     replica::{Held, PLAUSIBLE_MAX, Replica},
     settings::Settings,
-    storage::{ObjectKey, Sequence, Store, seal_stored},
+    storage::{ObjectKey, Sequence, Store},
     waiting::{Waiting, WaitingRoom},
 };
 
@@ -226,9 +226,7 @@ impl<S: Store> Local<S> {
     /// Writes what is to be remembered of a copy with this turn's batch.
     pub(crate) fn write_mark(&mut self, partition: PartitionId) {
         if let Some(mark) = self.copies.mark(partition, self.store_id(), self.start) {
-            let key = Mark::key(partition);
-            let value = seal_stored(&key, |out| mark.encode(out), 32);
-            self.replica.put_meta(key, Some(value));
+            self.replica.put_meta(mark.to_store(partition));
         }
     }
 

@@ -2,9 +2,9 @@
 //! how far its clock is from ours.
 //!
 //! **Greeting.** A process says hello to every peer with the sequence that its store recovered to, until it is
-//! welcomed. A welcome carries the highest sequence of that store that the peer had seen synced before that process.
-//! If that is higher, the store went back in time (it was restored, truncated, or the disk lied), and its copies cannot
-//! be believed. Messages of a process that has not said hello are ignored.
+//! welcomed. A welcome says whether the peer had seen the store synced further than that before that process: then it
+//! went back in time (it was restored, truncated, or the disk lied), and its copies cannot be believed. All other
+//! messages of a process that has not said hello are ignored.
 //!
 //! Two things are remembered over restarts for this to be right. *The verdict on each process*: a peer that restarts
 //! gives the same process the same answer again, or it would take what the process has written since for what it lost.

@@ -104,6 +104,13 @@ pub(crate) struct Stretch {
     pub(crate) until: Option<Bytes>,
 }
 
+impl Pending {
+    /// What is held of the object because of it.
+    fn held(&self) -> Held {
+        self.record.as_ref().map_or(Held::Nothing, |record| Held::Record(Arc::clone(record)))
+    }
+}
+
 impl Held {
     /// What a stored value holds.
     fn decode(key: &[u8], stored: &Bytes) -> Held {
@@ -150,10 +157,8 @@ impl<S: Store> Replica<S> {
 
     /// What this node holds of an object.
     pub(crate) fn held(&mut self, object: &ObjectKey) -> Held {
-        match self.overlay.get(object) {
-            Some(Pending { record: Some(record), .. }) => return Held::Record(Arc::clone(record)),
-            Some(Pending { record: None, .. }) => return Held::Nothing,
-            None => {}
+        if let Some(pending) = self.overlay.get(object) {
+            return pending.held();
         }
         if let Some(record) = self.cache.get(object) {
             return Held::Record(Arc::clone(record));
@@ -177,11 +182,7 @@ impl<S: Store> Replica<S> {
 
     /// What this node holds of an object, for inspection: nothing is kept in memory because of it.
     pub(crate) fn inspect(&self, object: &ObjectKey) -> Held {
-        match self.overlay.get(object) {
-            Some(Pending { record: Some(record), .. }) => Held::Record(Arc::clone(record)),
-            Some(Pending { record: None, .. }) => Held::Nothing,
-            None => self.stored(object),
-        }
+        self.overlay.get(object).map_or_else(|| self.stored(object), Pending::held)
     }
 
     /// Whether what is held of an object is just this record, which was written and is not synced: what a coordinator
@@ -229,7 +230,7 @@ impl<S: Store> Replica<S> {
             return Err(Refusal::ClockDrift { drift_ms: i64::MIN });
         }
         let mut counter = self.clock.tick(now.wall).max(floor.next());
-        let record = match mint.conflict {
+        let (dot, record) = match mint.conflict {
             ConflictPolicy::Siblings => {
                 let mut set = match local.map(Arc::unwrap_or_clone) {
                     Some(Record::Siblings(set)) => set,
@@ -261,7 +262,6 @@ impl<S: Store> Replica<S> {
                 (dot, record)
             }
         };
-        let (dot, record) = record;
         let record = Arc::new(record);
         self.put(object.clone(), Some(Arc::clone(&record)));
         Ok((dot, record))
@@ -311,8 +311,8 @@ impl<S: Store> Replica<S> {
     }
 
     /// Writes a fact about the node itself with this turn's batch.
-    pub(crate) fn put_meta(&mut self, key: Bytes, value: Option<Bytes>) -> Sequence {
-        self.turn.meta.push(Change { table: Table::Meta, key, value });
+    pub(crate) fn put_meta(&mut self, (key, value): (Bytes, Bytes)) -> Sequence {
+        self.turn.meta.push(Change { table: Table::Meta, key, value: Some(value) });
         self.turn.sequence
     }
 
@@ -431,10 +431,7 @@ impl<S: Store> Replica<S> {
             if stretch.until.as_ref().is_some_and(|until| object.encoded() > until) {
                 break;
             }
-            match &pending.record {
-                Some(record) => stretch.held.insert(object.clone(), Held::Record(Arc::clone(record))),
-                None => stretch.held.remove(object),
-            };
+            stretch.held.insert(object.clone(), pending.held());
         }
         Ok(stretch)
     }

@@ -77,6 +77,23 @@ pub(crate) fn locate<S: Store>(local: &Local<S>, request: &Request) -> Result<Lo
     Ok(Located { object, partition, owners, n, conflict: rules.conflict, durability: rules.durability })
 }
 
+/// What a level requires of a request's replicas, whoever is up.
+///
+/// # Errors
+///
+/// `Unsatisfiable` if no number of live replicas could meet it.
+pub(crate) fn required<S: Store>(
+    local: &Local<S>,
+    operation: Operation,
+    level: Level,
+    owners: &Owners,
+) -> Result<Tally, Refusal> {
+    let document = local.document.as_ref().ok_or(Refusal::NotReady)?;
+    let member = document.members.get(&local.node).ok_or(Refusal::NotReady)?;
+    let required = level.required(operation, &owners.copies(), member.datacenter)?;
+    Ok(Tally::new(&required, owners))
+}
+
 /// What a level requires of a request's replicas, if they can meet it.
 ///
 /// # Errors
@@ -88,10 +105,7 @@ pub(crate) fn tally<S: Store>(
     level: Level,
     owners: &Owners,
 ) -> Result<Tally, Refusal> {
-    let document = local.document.as_ref().ok_or(Refusal::NotReady)?;
-    let member = document.members.get(&local.node).ok_or(Refusal::NotReady)?;
-    let required = level.required(operation, &owners.copies(), member.datacenter)?;
-    let tally = Tally::new(&required, owners);
+    let tally = required(local, operation, level, owners)?;
     let vote = |node| if local.is_up(node) { Vote::Yes } else { Vote::No };
     match tally.verdict(vote) {
         Verdict::Met => Ok(tally),

@@ -184,7 +184,7 @@ impl ReadOperation {
                 Phase::Holding { spread, .. } | Phase::Repairing { spread },
                 Event::Merged { from, store, outcome },
             ) => {
-                spread.merged(local, from, store, outcome);
+                spread.merged(from, store, outcome);
                 self.evaluate(local)
             }
             _ => Ended::Step(Step::Continue),

@@ -104,13 +104,7 @@ impl Spread {
     }
 
     /// A replica said how it ended.
-    pub(crate) fn merged<S: Store>(
-        &mut self,
-        local: &Local<S>,
-        from: NodeId,
-        store: StoreId,
-        outcome: MergeOutcome,
-    ) {
+    pub(crate) fn merged(&mut self, from: NodeId, store: StoreId, outcome: MergeOutcome) {
         let Some(target) = self.targets.iter_mut().find(|target| target.node == from) else { return };
         match outcome {
             MergeOutcome::Applied { gained } => {
@@ -129,7 +123,6 @@ impl Spread {
                 }
             }
         }
-        debug_assert!(local.document.is_some(), "nothing is spread without a document");
     }
 
     /// The document has changed: what a former store or a former owner acknowledged is worth nothing, and who has

@@ -8,15 +8,15 @@
 use std::{sync::Arc, time::Duration};
 
 use antientropy::version::{Dot, Record};
-use client::{DoubtCause, Level, Refusal, Reply, Version, WriteError, WriteReply};
+use client::{DoubtCause, Operation, Refusal, Reply, Version, WriteError, WriteReply};
 use smallvec::{SmallVec, smallvec};
 
 use super::{
     Requester, Step,
-    admit::{Located, WritePlan},
+    admit::{Located, WritePlan, required},
     outcomes::{Outcome, OutcomeState, Outcomes},
     spread::Spread,
-    tally::{Tally, Verdict, Vote},
+    tally::{Verdict, Vote},
 };
 use crate::{
     local::{Event, Local, Unheld},
@@ -151,7 +151,7 @@ impl WriteOperation {
         event: Event,
     ) -> Step {
         if let Event::Merged { from, store, outcome } = event {
-            self.spread.merged(local, from, store, outcome);
+            self.spread.merged(from, store, outcome);
         }
         self.evaluate(local, outcomes)
     }
@@ -166,10 +166,9 @@ impl WriteOperation {
         self.plan.located.owners = owners;
         self.keepers = keepers(local, &self.plan.located, self.spread.record());
         self.spread.document_changed(local, &self.keepers);
-        let level = self.plan.level;
-        match required(local, level, &self.plan.located.owners) {
-            Some(tally) => self.plan.tally = tally,
-            None => return self.finish(local, outcomes, DoubtCause::TooFewLeft),
+        match required(local, Operation::Write, self.plan.level, &self.plan.located.owners) {
+            Ok(tally) => self.plan.tally = tally,
+            Err(_) => return self.finish(local, outcomes, DoubtCause::TooFewLeft),
         }
         self.evaluate(local, outcomes)
     }
@@ -254,14 +253,6 @@ fn keepers<S: Store>(local: &Local<S>, located: &Located, record: &Record) -> Ow
         Some(keepers) if keepers.len() > located.owners.len() => keepers,
         Some(_) | None => located.owners.clone(),
     }
-}
-
-/// What a level requires of these replicas under the present document, whoever is up.
-fn required<S: Store>(local: &Local<S>, level: Level, owners: &Owners) -> Option<Tally> {
-    let member = local.document.as_ref()?.members.get(&local.node)?;
-    let required = level.required(client::Operation::Write, &owners.copies(), member.datacenter).ok()?;
-    let counted = Tally::new(&required, owners);
-    Some(counted)
 }
 
 /// A context that covers a write may go back to its writer only if nothing that the writer may not have seen stands

@@ -5,13 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ring::{ClusterDocument, Epoch, PartitionId};
 
 use super::{Node, Operation};
-use crate::{
-    coordinator::Step,
-    copies::Mark,
-    recovery::document_to_store,
-    storage::{Store, seal_stored},
-    waiting::Waiting,
-};
+use crate::{coordinator::Step, copies::Mark, recovery::document_to_store, storage::Store, waiting::Waiting};
 
 impl<S: Store> Node<S> {
     /// A document: if it is newer, it is written down, and adopted when that is synced.
@@ -30,16 +24,13 @@ impl<S: Store> Node<S> {
     pub(super) fn write_document(&mut self) {
         let Some(document) = self.adopting.clone() else { return };
         let local = &mut self.local;
-        let (key, value) = document_to_store(&document);
-        let sequence = local.replica.put_meta(key, Some(value));
+        let sequence = local.replica.put_meta(document_to_store(&document));
         let store = local.store_id();
         let is_recorded = document.members.get(&local.node).is_some_and(|member| member.store == store);
         if document.epoch == Epoch(1) && is_recorded && self.is_new_store {
             for (partition, gained) in local.shares(&document).gains {
                 let mark = Mark { whole: true, store, gained, memory: None };
-                let key = Mark::key(partition);
-                let value = seal_stored(&key, |out| mark.encode(out), 32);
-                local.replica.put_meta(key, Some(value));
+                local.replica.put_meta(mark.to_store(partition));
                 self.recovered.marks.insert(partition, mark);
             }
         }

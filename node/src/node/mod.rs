@@ -216,8 +216,7 @@ impl<S: Store> Node<S> {
         }
         if self.probe_at.is_some_and(|at| at <= now.monotonic) {
             self.probe_at = None;
-            let (key, value) = self.local.peers.to_store();
-            self.local.replica.put_meta(key, Some(value));
+            self.local.replica.put_meta(self.local.peers.to_store());
         }
         self.greet();
         self.deliver_events();
@@ -268,8 +267,8 @@ impl<S: Store> Node<S> {
             for partition in std::mem::take(&mut self.marks_lost) {
                 local.write_mark(partition);
             }
-            if let Some((key, value)) = local.peers.take_unsaved() {
-                local.replica.put_meta(key, Some(value));
+            if let Some(unsaved) = local.peers.take_unsaved() {
+                local.replica.put_meta(unsaved);
             }
         }
         if let Some(batch) = local.replica.seal() {
@@ -405,13 +404,11 @@ impl<S: Store> Node<S> {
             return;
         }
         if self.marks_lost.is_empty() {
-            let (key, value) = clean_to_store(local.start);
-            let sequence = local.replica.put_meta(key, Some(value));
+            let sequence = local.replica.put_meta(clean_to_store(local.start));
             self.stopped = Stopped::Marking(sequence);
         } else {
             // Marks that a refused batch took with it come first, and are a reason to commit now.
-            let (key, value) = local.peers.to_store();
-            local.replica.put_meta(key, Some(value));
+            local.replica.put_meta(local.peers.to_store());
         }
     }
 
