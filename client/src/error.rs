@@ -6,7 +6,7 @@
 use ring::Epoch;
 use thiserror::Error;
 
-use crate::LevelError;
+use crate::{Access, LevelError};
 
 /// Why a put or a delete was not acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -129,6 +129,12 @@ pub enum Refusal {
     /// The node has just started, or its storage cannot take writes. Try another.
     #[error("the node is not ready")]
     NotReady,
+    /// The certificate does not allow it.
+    #[error("forbidden: the certificate's role must be {} for this", needs.role_name())]
+    Forbidden {
+        /// What it needs.
+        needs: Access,
+    },
     /// The request was malformed.
     #[error("malformed request")]
     Malformed,

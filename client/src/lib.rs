@@ -4,10 +4,13 @@
 //! This crate holds the public protocol as values. Nodes import it: a level means the same thing on both sides of
 //! the wire because there is one function that says what it requires. See sections 4.1 and 6.4 of the Dynamo paper.
 
+mod access;
 mod error;
 mod level;
 mod request;
+pub mod wire;
 
+pub use access::{Access, Role, UnknownRole};
 pub use error::{DoubtCause, GetError, Limit, Refusal, WriteError};
 pub use level::{Copies, Level, LevelError, Operation, Preset, Required, UnknownLevel, overlaps};
 pub use request::{

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ring::{Durability, KeyspaceId, NodeId};
+use serde::{Deserialize, Serialize};
 
 use crate::{GetError, Level, WriteError};
 
@@ -21,7 +22,7 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 pub struct RequestId(pub u128);
 
 /// The version that a write was given: the dot's counter and actor. Higher is newer in a last-write-wins keyspace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
     /// A hybrid logical clock reading: 48 bits of Unix milliseconds and 16 of logical count.
     pub counter: u64,
