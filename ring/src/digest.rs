@@ -7,7 +7,7 @@
 use crate::{ClusterDocument, ConflictPolicy, Datacenter, Durability, Keyspace, Member};
 
 /// What the encoding begins with: what it is of, and its version.
-const HEADER: &[u8] = b"quorate cluster document 1\n";
+const HEADER: &[u8] = b"quorate cluster document 2\n";
 
 impl ClusterDocument {
     /// The document's digest: 32 bytes of BLAKE3. Equal documents have equal digests on every machine, and two that
@@ -52,6 +52,8 @@ fn encode_datacenter(bytes: &mut Vec<u8>, datacenter: &Datacenter) {
 
 fn encode_member(bytes: &mut Vec<u8>, member: &Member) {
     bytes.extend(member.store.0.to_be_bytes());
+    bytes.extend(member.recorded.0.to_be_bytes());
+    bytes.extend(member.voter.0.to_be_bytes());
     text(bytes, &member.address);
     bytes.extend(member.datacenter.0.to_be_bytes());
     bytes.extend(member.rack.0.to_be_bytes());
@@ -90,11 +92,13 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::{ClusterId, DatacenterId, KeyspaceId, NodeId, Partitions, RackId, StoreId};
+    use crate::{ClusterId, DatacenterId, Epoch, KeyspaceId, NodeId, Partitions, RackId, StoreId, VoterId};
 
     fn document() -> ClusterDocument {
         let member = Member {
             store: StoreId(0x57),
+            recorded: Epoch(1),
+            voter: VoterId(0x56),
             address: "[::1]:7400".to_owned(),
             datacenter: DatacenterId(0),
             rack: RackId(1),
@@ -119,13 +123,13 @@ mod tests {
     /// The expected value was made by writing the encoding down a second time, with Python's `struct` and `blake3`.
     #[test]
     fn the_digest_of_a_document_never_changes() {
-        let expected = "6eeed4749a04eca9858ee9f8094e62d34386b486dd3a019de7783aebee8f33c6";
+        let expected = "43db38bc093f8b8b3e07ad6f371c10aae70bd4f2b783dafecedb275b247b6aa1";
         assert_eq!(hex(document().digest()), expected);
     }
 
     #[test]
     fn any_difference_makes_another_digest() {
-        let changes: [fn(&mut ClusterDocument); 12] = [
+        let changes: [fn(&mut ClusterDocument); 14] = [
             |document| document.cluster.0 += 1,
             |document| document.epoch = document.epoch.next(),
             |document| document.partitions = Partitions::DEFAULT,
@@ -134,6 +138,8 @@ mod tests {
             |document| document.datacenters[0].placement = crate::Placement::default(),
             |document| document.members.clear(),
             |document| document.members.get_mut(&NodeId(7)).unwrap().store.0 += 1,
+            |document| document.members.get_mut(&NodeId(7)).unwrap().recorded.0 += 1,
+            |document| document.members.get_mut(&NodeId(7)).unwrap().voter.0 += 1,
             |document| document.members.get_mut(&NodeId(7)).unwrap().address.push('0'),
             |document| document.members.get_mut(&NodeId(7)).unwrap().weight += 1,
             |document| {

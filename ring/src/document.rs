@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Candidate, ClusterId, DatacenterId, DocumentFault, Epoch, Keyspace, KeyspaceId, NodeId, Owner,
-    PartitionId, Partitions, Placement, RackId, StoreId, fault, plan,
+    PartitionId, Partitions, Placement, RackId, StoreId, VoterId, fault, plan,
 };
 
 /// The cluster document. See the module's documentation.
@@ -46,6 +46,11 @@ pub struct Datacenter {
 pub struct Member {
     /// The store that counts for this member. Acknowledgements from any other are worth nothing.
     pub store: StoreId,
+    /// The epoch at which that store was recorded. What a store says of itself, such as that its copies are whole,
+    /// holds for one time of being recorded: a disk that was replaced, and came back, has missed what happened since.
+    pub recorded: Epoch,
+    /// The voter that counts for this member when documents are agreed on: one unbroken memory of that store's votes.
+    pub voter: VoterId,
     /// Where it listens, as `host:port`.
     pub address: String,
     /// Its datacenter.
@@ -67,6 +72,22 @@ pub struct Replica {
     pub owner: Owner,
 }
 
+impl Member {
+    /// A member as it enters a document: the document says since which epoch its store is recorded, and the store has
+    /// forgotten nothing yet.
+    #[must_use]
+    pub fn new(
+        store: StoreId,
+        address: String,
+        datacenter: DatacenterId,
+        rack: RackId,
+        weight: u32,
+    ) -> Member {
+        let voter = VoterId::first_of(store);
+        Member { store, recorded: Epoch(1), voter, address, datacenter, rack, weight }
+    }
+}
+
 impl Datacenter {
     /// A datacenter that places nothing yet.
     #[must_use]
@@ -77,7 +98,8 @@ impl Datacenter {
 }
 
 impl ClusterDocument {
-    /// The first document of a cluster, of epoch 1. Whatever the given datacenters place is planned anew.
+    /// The first document of a cluster, of epoch 1. Whatever the given datacenters place is planned anew, and the
+    /// stores of all members are recorded as of now.
     ///
     /// # Errors
     ///
@@ -94,12 +116,13 @@ impl ClusterDocument {
         for datacenter in &mut document.datacenters {
             datacenter.placement = Placement::default();
         }
+        document.members.values_mut().for_each(|member| member.recorded = epoch);
         document.plan()?;
         Ok(document)
     }
 
     /// The successor with these members, its partitions placed by the planner: the whole ring at once, as it will be
-    /// when all moves are done.
+    /// when all moves are done. A store that is recorded already stays so since when it was.
     ///
     /// # Errors
     ///
@@ -110,6 +133,10 @@ impl ClusterDocument {
     ) -> Result<ClusterDocument, Vec<DocumentFault>> {
         let mut next = self.successor();
         next.members = members;
+        for (node, member) in &mut next.members {
+            let current = self.members.get(node).filter(|current| current.store == member.store);
+            member.recorded = current.map_or(next.epoch, |current| current.recorded);
+        }
         next.plan()?;
         Ok(next)
     }
@@ -120,14 +147,17 @@ impl ClusterDocument {
         ClusterDocument { epoch: self.epoch.next(), ..self.clone() }
     }
 
-    /// The successor that records another store for `node`, after its disk was replaced. Nothing is planned anew and
-    /// the owners keep the epoch at which they gained: the other store alone tells that the copies are not what they
-    /// were. A node that is no member is ignored.
+    /// The successor that records another store for `node`, after its disk was replaced, or another voter of the same
+    /// store, after it went back in time. Nothing is planned anew and the owners keep the epoch at which they gained:
+    /// the other store alone tells that the copies are not what they were. A node that is no member is ignored.
     #[must_use]
-    pub fn readmit(&self, node: NodeId, store: StoreId) -> ClusterDocument {
+    pub fn readmit(&self, node: NodeId, store: StoreId, voter: VoterId) -> ClusterDocument {
         let mut next = self.successor();
         if let Some(member) = next.members.get_mut(&node) {
-            member.store = store;
+            if member.store != store {
+                (member.store, member.recorded) = (store, next.epoch);
+            }
+            member.voter = voter;
         }
         next
     }
@@ -207,7 +237,7 @@ mod tests {
 
     fn member(node: u32, datacenter: DatacenterId) -> (NodeId, Member) {
         let (address, rack) = (format!("node-{node}:7400"), RackId(u16::try_from(node % 3).unwrap()));
-        (NodeId(node), Member { store: StoreId(u64::from(node)), address, datacenter, rack, weight: 100 })
+        (NodeId(node), Member::new(StoreId(u64::from(node)), address, datacenter, rack, 100))
     }
 
     /// Six nodes in Amsterdam and four in Frankfurt, each in three racks, and one keyspace on both.
@@ -261,11 +291,29 @@ mod tests {
     #[test]
     fn readmitting_changes_the_store_and_no_owner() {
         let document = document();
-        let next = document.readmit(NodeId(3), StoreId(77));
+        let next = document.readmit(NodeId(3), StoreId(77), VoterId(77));
         assert_eq!((next.epoch, next.members[&NodeId(3)].store), (Epoch(2), StoreId(77)));
         assert_eq!(next.datacenters, document.datacenters);
         assert_eq!(next.validate(), Ok(()));
-        assert_eq!(document.readmit(NodeId(99), StoreId(77)), document.successor());
+        assert_eq!(document.readmit(NodeId(99), StoreId(77), VoterId(77)), document.successor());
+    }
+
+    #[test]
+    fn a_store_is_recorded_anew_only_if_it_is_another() {
+        let (node, first) = (NodeId(3), StoreId(3));
+        let founded = document();
+        assert_eq!(founded.members[&node].recorded, Epoch(1));
+        let same = founded.readmit(node, first, VoterId(5));
+        assert_eq!((same.members[&node].recorded, same.members[&node].voter), (Epoch(1), VoterId(5)));
+        let replaced = same.readmit(node, StoreId(77), VoterId(77));
+        let back = replaced.readmit(node, first, VoterId(5));
+        assert_eq!((replaced.members[&node].recorded, back.members[&node].recorded), (Epoch(3), Epoch(4)));
+        let more = back.members.clone().into_iter().chain([member(10, AMS)]).collect();
+        let joined = back.with_members(more).unwrap();
+        assert_eq!(
+            (joined.members[&node].recorded, joined.members[&NodeId(10)].recorded),
+            (Epoch(4), Epoch(5))
+        );
     }
 
     #[test]
@@ -302,6 +350,7 @@ mod tests {
         document.datacenters[1].name = "ams".to_owned();
         document.datacenters[0].racks[1] = "a".to_owned();
         document.members.get_mut(&NodeId(9)).unwrap().store = StoreId(8);
+        document.members.get_mut(&NodeId(9)).unwrap().recorded = Epoch(2);
         let mut again = document.keyspaces[&KeyspaceId(1)].clone();
         again.replication = BTreeMap::from([(AMS, 8), (DatacenterId(2), 0)]);
         document.keyspaces.insert(KeyspaceId(2), again);
@@ -311,6 +360,7 @@ mod tests {
             DocumentFault::RackNameTaken(AMS, "a".to_owned()),
             DocumentFault::DatacenterNameTaken(FRA, "ams".to_owned()),
             DocumentFault::StoreTaken(NodeId(9), StoreId(8)),
+            DocumentFault::MemberEpoch(NodeId(9)),
             DocumentFault::KeyspaceNameTaken(KeyspaceId(2), "carts".to_owned()),
             DocumentFault::ReplicationCount(KeyspaceId(2), AMS, 8),
             DocumentFault::ReplicationNowhere(KeyspaceId(2), DatacenterId(2)),

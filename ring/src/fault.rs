@@ -42,6 +42,9 @@ pub enum DocumentFault {
     /// Two members have one store: a copied disk. The later one is given.
     #[error("{0}: another member has {1} too")]
     StoreTaken(NodeId, StoreId),
+    /// A member's store is said to have been recorded at epoch 0 or after the document's own.
+    #[error("{0}: its store cannot have been recorded at that epoch")]
+    MemberEpoch(NodeId),
     /// A name that [`name_is_valid`] refuses, of a keyspace.
     #[error("{0}: {1:?} is not a valid name")]
     KeyspaceName(KeyspaceId, String),
@@ -157,6 +160,9 @@ fn faults_of_members(document: &ClusterDocument, faults: &mut Vec<DocumentFault>
         }
         if !stores.insert(member.store) {
             faults.push(DocumentFault::StoreTaken(node, member.store));
+        }
+        if member.recorded.0 == 0 || member.recorded > document.epoch {
+            faults.push(DocumentFault::MemberEpoch(node));
         }
     }
 }

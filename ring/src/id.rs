@@ -36,6 +36,11 @@ identifier!(
     StoreId(u64), "store-", "{:016x}"
 );
 identifier!(
+    /// One unbroken memory of a member's votes about documents: 64 bits. A new store's first voter is named after the
+    /// store; a store that went back in time, and may have forgotten how it voted, draws another.
+    VoterId(u64), "voter-", "{:016x}"
+);
+identifier!(
     /// One cluster. Two clusters that meet by accident refuse each other by it.
     ClusterId(u64), "cluster-", "{:016x}"
 );
@@ -59,6 +64,14 @@ identifier!(
     /// A rack within one datacenter: its position in [`crate::Datacenter::racks`].
     RackId(u16), "rack-", "{}"
 );
+
+impl VoterId {
+    /// The voter of a store that has never forgotten anything.
+    #[must_use]
+    pub fn first_of(store: StoreId) -> VoterId {
+        VoterId(store.0)
+    }
+}
 
 impl Epoch {
     /// The epoch after this one.

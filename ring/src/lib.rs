@@ -26,7 +26,7 @@ mod token;
 
 pub use document::{ClusterDocument, Datacenter, Member, Replica};
 pub use fault::DocumentFault;
-pub use id::{ClusterId, DatacenterId, Epoch, KeyspaceId, NodeId, PartitionId, RackId, StoreId};
+pub use id::{ClusterId, DatacenterId, Epoch, KeyspaceId, NodeId, PartitionId, RackId, StoreId, VoterId};
 pub use keyspace::{ConflictPolicy, Durability, Keyspace, NAME_BYTES_MAX, name_is_valid};
 pub use placement::{BadPlacement, FALLBACKS, LIST_MAX, Move, Owner, Placement, REPLICAS_MAX};
 pub use planner::{Candidate, Plan, plan};
