@@ -5,14 +5,23 @@
 //! the wire because there is one function that says what it requires. See sections 4.1 and 6.4 of the Dynamo paper.
 
 mod access;
+pub mod certificates;
 mod error;
 mod level;
+mod library;
 mod request;
+pub mod tls;
 pub mod wire;
 
 pub use access::{Access, Role, UnknownRole};
 pub use error::{DoubtCause, GetError, Limit, Refusal, WriteError};
 pub use level::{Copies, Level, LevelError, Operation, Preset, Required, UnknownLevel, overlaps};
+pub use library::{
+    BadContextText, BadKeyspaceName, Client, ClientConfig, ConfigError, ConfigFault, ConnectError, Context,
+    ControlFailure, DeleteBuilder, DialError, Doubt, Found, GetBuilder, KeyScan, KeysFailure, KeyspaceHandle,
+    Overlap, PutBuilder, ReadFailure, Unreachable, Unreached, UpdateBuilder, UpdateFailure, WriteFailure,
+    Written,
+};
 pub use request::{
     Delete, Freshness, Get, GetReply, KEY_BYTES_MAX, Put, ReadOptions, ReadRepair, Reply, Request, RequestId,
     ReturnedValue, TIMEOUT_DEFAULT, VALUE_BYTES_MAX, Version, WriteOptions, WriteReply,

@@ -1,0 +1,311 @@
+//! The commands of `quorate`, their output and their exit codes.
+
+// In a test a panic is a finding, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
+mod fake;
+
+use std::time::{Duration, Instant};
+
+use client::{Access, Limit, Refusal};
+use fake::{
+    Act, Asked, DEFAULT, FakeCluster, Folder, black_hole,
+    cli::{bare, command, finish, interrupt, quorate, with_input},
+    doubtful, refuse,
+};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn a_value_that_was_put_is_printed_and_a_missing_one_exits_with_1() {
+    let cluster = FakeCluster::start(3).await;
+    let missing = quorate(&cluster, &["get", "cart"]).await.expect(1);
+    assert_eq!(missing.stdout, "");
+    let missing = quorate(&cluster, &["get", "cart", "--json"]).await.expect(1).json();
+    assert_eq!((&missing["found"], &missing["values"]), (&json!(false), &json!([])));
+    quorate(&cluster, &["put", "cart", "a book"]).await.expect(0);
+    let found = quorate(&cluster, &["get", "cart"]).await.expect(0);
+    assert_eq!(found.stdout, "a book\n");
+    assert!(found.stderr.contains("context ") && found.stderr.contains("2 of 2 replicas"), "{found:?}");
+    assert_eq!(quorate(&cluster, &["get", "cart", "--raw"]).await.expect(0).stdout, "a book");
+    quorate(&cluster, &["delete", "cart"]).await.expect(0);
+    quorate(&cluster, &["get", "cart"]).await.expect(1);
+}
+
+#[tokio::test]
+async fn get_as_json_says_how_fresh_it_is() {
+    let cluster = FakeCluster::start(3).await;
+    quorate(&cluster, &["put", "cart", "a book"]).await.expect(0);
+    let found = quorate(&cluster, &["get", "cart", "--json"]).await.expect(0).json();
+    assert_eq!((&found["found"], &found["values"]), (&json!(true), &json!(["a book"])));
+    let freshness = json!({
+        "asked": 2, "answered": 2, "agreed": true, "repaired": 0, "overlap": true, "n": 3, "r": 2, "w": 2
+    });
+    assert_eq!(found["freshness"], freshness);
+    let found = quorate(&cluster, &["get", "cart", "--json", "--r", "one"]).await.expect(0).json();
+    assert_eq!(found["freshness"]["overlap"], json!(false));
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_text_come_from_stdin_and_are_printed_as_base64() {
+    let cluster = FakeCluster::start(1).await;
+    let put = command(&cluster, &["put", "key", "-"]);
+    with_input(put, b"\xff\x00\n").await.expect(0);
+    let found = quorate(&cluster, &["get", "key", "--json"]).await.expect(0).json();
+    assert_eq!(found["values"], json!([{"base64": "/wAK"}]));
+    let values = cluster.shared.store.lock().unwrap().values(DEFAULT, b"key");
+    assert_eq!(values[0].bytes, &b"\xff\x00\n"[..]);
+}
+
+#[tokio::test]
+async fn siblings_are_shown_each_on_a_line_and_resolved_with_the_context() {
+    let cluster = FakeCluster::start(3).await;
+    quorate(&cluster, &["put", "cart", "a book"]).await.expect(0);
+    let second = quorate(&cluster, &["put", "cart", "a pen", "--json"]).await.expect(0).json();
+    assert_eq!(second["context"], Value::Null, "something that its writer had not seen stands beside it");
+    let found = quorate(&cluster, &["get", "cart"]).await.expect(0);
+    let lines: Vec<_> = found.stdout.lines().collect();
+    assert!(
+        lines.len() == 2 && lines[0].starts_with("a pen  (") && lines[1].starts_with("a book  ("),
+        "{found:?}"
+    );
+    let context = found.stderr.lines().find_map(|line| line.strip_prefix("context ")).unwrap();
+    let json = quorate(&cluster, &["get", "cart", "--json"]).await.expect(0).json();
+    assert_eq!(json["context"], json!(context));
+    quorate(&cluster, &["put", "cart", "both", "--context", context]).await.expect(0);
+    assert_eq!(quorate(&cluster, &["get", "cart"]).await.expect(0).stdout, "both\n");
+}
+
+#[tokio::test]
+async fn exit_codes_tell_a_definite_failure_from_a_doubtful_one() {
+    let cluster = FakeCluster::start(3).await;
+    cluster.script(|asked| refuse(asked, Refusal::Forbidden { needs: Access::Write }));
+    quorate(&cluster, &["put", "k", "v"])
+        .await
+        .expect_error(3, "the certificate's role must be quorate:client/write");
+    cluster.script(|asked| refuse(asked, Refusal::Overloaded(Limit::Unsynced)));
+    let overloaded = ["put", "k", "v", "--timeout", "300ms"];
+    quorate(&cluster, &overloaded).await.expect_error(3, "try again a little later");
+    cluster.script(|asked| match asked {
+        Asked::Data(_) => doubtful(),
+        Asked::Control(_) => Act::Serve,
+    });
+    quorate(&cluster, &["put", "k", "v"]).await.expect_error(4, "it may have happened, or may yet");
+    cluster.script(|asked| match asked {
+        Asked::Data(_) => Act::Close,
+        Asked::Control(_) => Act::Serve,
+    });
+    quorate(&cluster, &["delete", "k"]).await.expect_error(4, "in doubt");
+    cluster.script(|asked| match asked {
+        Asked::Data(_) => Act::Silence,
+        Asked::Control(_) => Act::Serve,
+    });
+    quorate(&cluster, &["get", "k", "--timeout", "300ms"]).await.expect_error(5, "did not answer");
+    quorate(&cluster, &["get", "k", "--keyspace", "nope"]).await.expect_error(3, "no such keyspace: `nope`");
+}
+
+#[tokio::test]
+async fn a_cluster_that_cannot_be_reached_exits_with_5_in_time() {
+    let folder = Folder::new();
+    let cluster = FakeCluster::start(1).await;
+    let (hole, address) = black_hole();
+    let config = cluster.config_file();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(&cluster.nodes[0].address.to_string(), &address)).unwrap();
+    let mut command = bare(&["get", "k", "--timeout", "400ms"]);
+    command.env("QUORATE_CONFIG", &config).current_dir(folder.path());
+    let begun = Instant::now();
+    with_input(command, b"").await.expect_error(5, &format!("{address}: no answer"));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    drop(hole);
+}
+
+#[tokio::test]
+async fn wrong_usage_and_unusable_configurations_exit_with_2() {
+    let folder = Folder::new();
+    let run = async |arguments: &[&str]| {
+        let mut command = bare(arguments);
+        command.current_dir(folder.path());
+        with_input(command, b"").await
+    };
+    run(&["frobnicate"]).await.expect(2);
+    run(&["get"]).await.expect(2);
+    run(&["get", "k", "--r", "most"]).await.expect(2);
+    run(&["get", "k", "--timeout", "2"]).await.expect(2);
+    run(&["put", "k", "v", "--context", "not a context"]).await.expect(2);
+    run(&["get", "k"]).await.expect_error(2, "no configuration");
+    run(&["get", "k", "--config", "nope.toml"]).await.expect_error(2, "nope.toml");
+    std::fs::write(folder.path().join("client.toml"), "seeds = ['x']\ncolor = 1\n").unwrap();
+    let faults = run(&["get", "k"]).await.expect_error(2, "`color` is unknown");
+    for fault in ["`x`, which is not of the form host:port", "`ca` is missing", "`key` is missing"] {
+        assert!(faults.stderr.contains(fault), "{faults:?}");
+    }
+    run(&["--help"]).await.expect(0);
+}
+
+#[tokio::test]
+async fn a_configuration_is_found_where_the_development_cluster_puts_it() {
+    let cluster = FakeCluster::start(1).await;
+    let folder = Folder::new();
+    let run = async |arguments: &[&str]| {
+        let mut command = bare(arguments);
+        command.current_dir(folder.path());
+        with_input(command, b"").await
+    };
+    let dev = folder.path().join("quorate-dev");
+    std::fs::create_dir(&dev).unwrap();
+    for file in std::fs::read_dir(cluster.folder.path()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), dev.join(file.file_name())).unwrap();
+    }
+    std::fs::copy(cluster.config_file(), dev.join("client.toml")).unwrap();
+    run(&["put", "k", "v"]).await.expect(0);
+}
+
+#[tokio::test]
+async fn keyspaces_are_created_once_listed_and_shown() {
+    let cluster = FakeCluster::start(3).await;
+    let create = ["keyspace", "create", "carts", "--replication", "ams=2", "--conflict", "lww", "--json"];
+    let created = quorate(&cluster, &create).await.expect(0).json();
+    let expected = json!({
+        "name": "carts", "id": 3, "replication": {"ams": 2}, "conflict": "lww", "durability": "disk", "epoch": 2
+    });
+    assert_eq!(created, expected);
+    assert_eq!(quorate(&cluster, &create).await.expect(0).json(), expected, "again is as good as once");
+    let other = ["keyspace", "create", "carts"];
+    quorate(&cluster, &other).await.expect_error(3, "exists and has other properties");
+    let nowhere = ["keyspace", "create", "other", "--replication", "ber=2"];
+    quorate(&cluster, &nowhere).await.expect_error(3, "no datacenter is called `ber`");
+    quorate(&cluster, &["keyspace", "create", "no name"]).await.expect_error(2, "can be no keyspace's name");
+    let list = quorate(&cluster, &["keyspace", "list", "--json"]).await.expect(0).json();
+    let names: Vec<_> =
+        list["keyspaces"].as_array().unwrap().iter().map(|keyspace| &keyspace["name"]).collect();
+    assert_eq!(names, ["default", "lww", "carts"]);
+    assert_eq!(quorate(&cluster, &["keyspace", "show", "carts", "--json"]).await.expect(0).json(), expected);
+    quorate(&cluster, &["keyspace", "show", "nope"]).await.expect(1);
+    quorate(&cluster, &["--keyspace", "carts", "put", "k", "v"]).await.expect(0);
+    quorate(&cluster, &["get", "k"]).await.expect(1);
+}
+
+#[tokio::test]
+async fn status_shows_every_member_and_waits_for_a_dead_one_no_longer_than_it_says() {
+    let cluster = FakeCluster::start(3).await;
+    cluster.nodes[2].kill();
+    let begun = Instant::now();
+    let status = quorate(&cluster, &["status", "--json"]).await.expect(0).json();
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!((&status["epoch"], &status["partitions"], &status["n"]), (&json!(1), &json!(64), &json!(3)));
+    let members = status["members"].as_array().unwrap();
+    let states: Vec<_> = members.iter().map(|member| member["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["up", "up", "down"]);
+    assert_eq!(members[0]["copies"], json!({"whole": 63, "filling": 1}));
+    assert_eq!((&members[0]["ownership"], &members[0]["epoch"]), (&json!(1.0), &json!(1)));
+    assert_eq!((&members[2]["epoch"], &members[2]["copies"]), (&Value::Null, &Value::Null));
+    assert_eq!(members[2]["reason"], json!("no answer"));
+    let text = quorate(&cluster, &["status", "--timeout", "300ms"]).await.expect(0).stdout;
+    assert!(text.contains("2 of 3 members up") && text.contains("node-3"), "{text}");
+}
+
+#[tokio::test]
+async fn the_ring_shows_how_partitions_are_spread() {
+    let cluster = FakeCluster::start_in(7, |id| u16::from(id > 4)).await;
+    let ring = quorate(&cluster, &["ring", "--json"]).await.expect(0).json();
+    assert_eq!(ring["lists"], Value::Null);
+    let [ams, fra] = ring["datacenters"].as_array().unwrap().as_slice() else { panic!("{ring}") };
+    let nodes = ams["nodes"].as_array().unwrap();
+    assert_eq!((&ams["name"], &ams["n"], nodes.len()), (&json!("ams"), &json!(3), 4));
+    let replicas: u64 = nodes.iter().map(|node| node["replicas"].as_u64().unwrap()).sum();
+    assert_eq!(replicas, 64 * 3);
+    assert!(ams["imbalance"].as_f64().unwrap() < 0.05, "{ams}");
+    assert_eq!(fra["nodes"][0]["share"], json!(1.0));
+    let ring = quorate(&cluster, &["ring", "--json", "--lists"]).await.expect(0).json();
+    assert_eq!(ring["lists"].as_array().unwrap().len(), 64 * 2);
+    quorate(&cluster, &["ring"]).await.expect(0);
+}
+
+#[tokio::test]
+async fn explain_asks_every_replica_and_says_why_the_winner_wins() {
+    let cluster = FakeCluster::start(5).await;
+    quorate(&cluster, &["explain", "cart"]).await.expect(1);
+    quorate(&cluster, &["put", "cart", "a book"]).await.expect(0);
+    let explained = quorate(&cluster, &["explain", "cart", "--json"]).await.expect(0).json();
+    assert_eq!(explained["replicas"].as_array().unwrap().len(), 3);
+    let list = explained["preference_list"].as_array().unwrap();
+    let replicas = list.iter().filter(|entry| entry["replica"] == json!(true)).count();
+    assert_eq!((list.len(), replicas), (5, 3));
+    assert_eq!(explained["behind"], json!([]));
+    assert!(explained["why"].as_str().unwrap().contains("is the only value"), "{explained}");
+    assert_eq!(explained["winner"][0], explained["replicas"][0]["versions"][0]["version"]);
+    quorate(&cluster, &["put", "cart", "a pen"]).await.expect(0);
+    let text = quorate(&cluster, &["explain", "cart"]).await.expect(0).stdout;
+    assert!(text.contains("2 concurrent siblings"), "{text}");
+    let all = quorate(&cluster, &["explain", "cart", "--n", "5", "--json"]).await.expect(0).json();
+    assert_eq!(all["replicas"].as_array().unwrap().len(), 5);
+}
+
+#[tokio::test]
+async fn a_node_is_readmitted_by_its_number_or_its_name() {
+    let cluster = FakeCluster::start(2).await;
+    let readmitted = quorate(&cluster, &["readmit", "node-2", "--json"]).await.expect(0).json();
+    assert_eq!(readmitted, json!({"node": 2, "epoch": 2}));
+    quorate(&cluster, &["readmit", "9"]).await.expect_error(3, "node-9 is no member of the cluster");
+    quorate(&cluster, &["readmit", "nine"]).await.expect(2);
+}
+
+#[tokio::test]
+async fn certificates_are_made_without_a_cluster_and_work() {
+    let folder = Folder::new();
+    let run = async |arguments: &[&str]| {
+        let mut command = bare(arguments);
+        command.current_dir(folder.path());
+        with_input(command, b"").await
+    };
+    run(&["cert", "init", "--dir", "certs"]).await.expect(0);
+    run(&["cert", "init", "--dir", "certs"]).await.expect_error(3, "exists already");
+    run(&["cert", "node", "node-1", "--host", "localhost", "--host", "::1", "--dir", "certs"])
+        .await
+        .expect(0);
+    let client = ["cert", "client", "ops", "--role", "admin", "--dir", "certs", "--json"];
+    let files = run(&client).await.expect(0).json();
+    assert_eq!(files["role"], json!("quorate:client/admin"));
+    run(&client).await.expect_error(3, "exists already");
+    run(&[&client[..], &["--replace"]].concat()).await.expect(0);
+    run(&["cert", "client", "x", "--role", "king", "--dir", "certs"]).await.expect(2);
+    let file = |name: &str| folder.path().join("certs").join(name);
+    let load = |name: &str| {
+        client::tls::Material::load(
+            &file("ca.pem"),
+            &file(&format!("{name}.pem")),
+            &file(&format!("{name}-key.pem")),
+        )
+    };
+    assert_eq!(load("ops").unwrap().role(), client::Role::Client(Access::Admin));
+    assert_eq!(load("node-1").unwrap().role(), client::Role::Node);
+}
+
+#[tokio::test]
+async fn an_interrupted_write_is_in_doubt_and_an_interrupted_read_is_not() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.nodes[0].script_data(Act::Silence);
+    for (arguments, code) in [(["put", "k", "v"].as_slice(), 4), (["get", "k"].as_slice(), 130)] {
+        let arguments = [arguments, &["--timeout", "20s"]].concat();
+        let before = cluster.asked();
+        let child = command(&cluster, &arguments).spawn().unwrap();
+        let begun = Instant::now();
+        while cluster.asked() == before {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        interrupt(&child);
+        finish(child).await.expect_error(code, "interrupted");
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_is_no_failure() {
+    let cluster = FakeCluster::start(1).await;
+    let mut child = command(&cluster, &["status"]).spawn().unwrap();
+    drop(child.stdout.take());
+    let ran = finish(child).await.expect(0);
+    assert_eq!(ran.stderr, "");
+}
