@@ -6,7 +6,8 @@
 //! do not count. It becomes whole by completed exchanges with every other copy. One state serves new owners and
 //! wiped, restored and damaged disks alike.
 //!
-//! *Whole* is a stored mark for one store and one gain epoch; a copy without it is filling. What is known only in
+//! *Whole* is a stored mark for one store, for the time that it is recorded without a break, and for one gain epoch; a
+//! copy without it is filling. (A disk that was replaced and put back has missed what its replacement acknowledged.) What is known only in
 //! memory errs to the careful side: a copy is filling here before the removal of its mark is synced, and whole here
 //! only after the mark is.
 //!
@@ -77,6 +78,8 @@ pub(crate) struct Mark {
     pub(crate) whole: bool,
     /// The store whose copy it was.
     pub(crate) store: StoreId,
+    /// Since when that store was recorded; epoch 0 if it was not.
+    pub(crate) recorded: Epoch,
     /// The gain that it was about.
     pub(crate) gained: Epoch,
     /// The process that acknowledged writes from memory, if one did.
@@ -260,14 +263,19 @@ impl Copies {
     }
 
     /// What is to be stored about a copy as it now stands, or as it will once its mark of wholeness is synced.
-    pub(crate) fn mark(&self, partition: PartitionId, store: StoreId, start: StartId) -> Option<Mark> {
+    pub(crate) fn mark(
+        &self,
+        partition: PartitionId,
+        (store, recorded): (StoreId, Epoch),
+        start: StartId,
+    ) -> Option<Mark> {
         let copy = self.copies.get(&partition)?;
         let whole = match copy.state {
             State::Whole => true,
             State::Filling { becoming, .. } => becoming.is_some(),
         };
         let memory = (copy.memory != Memory::Unmarked).then_some(start);
-        Some(Mark { whole, store, gained: copy.gained, memory })
+        Some(Mark { whole, store, recorded, gained: copy.gained, memory })
     }
 
     /// How many copies there are, and how many of them are whole.
@@ -292,10 +300,11 @@ impl Mark {
         Some(PartitionId(u16::from_be_bytes(number.try_into().ok()?)))
     }
 
-    /// Writes the mark: a byte of flags, the store, the gain and the process.
+    /// Writes the mark: a byte of flags, the store, since when it is recorded, the gain and the process.
     fn encode(&self, out: &mut BytesMut) {
         out.put_u8(u8::from(self.whole) | u8::from(self.memory.is_some()) << 1);
         out.put_u64(self.store.0);
+        out.put_u64(self.recorded.0);
         out.put_u64(self.gained.0);
         out.put_u64(self.memory.map_or(0, |start| start.0));
     }
@@ -313,10 +322,12 @@ impl Mark {
             return None;
         }
         let flags = stored.get_u8();
-        let (store, gained, start) = (stored.get_u64(), stored.get_u64(), stored.get_u64());
+        let (store, recorded) = (stored.get_u64(), stored.get_u64());
+        let (gained, start) = (stored.get_u64(), stored.get_u64());
         (flags < 4).then(|| Mark {
             whole: flags & 1 != 0,
             store: StoreId(store),
+            recorded: Epoch(recorded),
             gained: Epoch(gained),
             memory: (flags & 2 != 0).then_some(StartId(start)),
         })
@@ -325,7 +336,7 @@ impl Mark {
     /// What every key of a mark begins with.
     pub(crate) const PREFIX: &[u8] = b"copy/";
     /// Bytes of an encoded mark.
-    const BYTES: usize = 25;
+    const BYTES: usize = 33;
 }
 
 #[cfg(test)]
@@ -386,7 +397,8 @@ mod tests {
 
     #[test]
     fn a_mark_reads_back() {
-        let mark = Mark { whole: true, store: StoreId(9), gained: Epoch(4), memory: Some(StartId(u64::MAX)) };
+        let (store, recorded, gained) = (StoreId(9), Epoch(3), Epoch(4));
+        let mark = Mark { whole: true, store, recorded, gained, memory: Some(StartId(u64::MAX)) };
         let mut out = BytesMut::new();
         mark.encode(&mut out);
         assert_eq!(Mark::decode(out.clone().freeze()), Some(mark));

@@ -63,6 +63,24 @@ pub struct Counters {
     pub commits_failed: u64,
     /// Whether the store was found to have gone back in time: 0 or 1.
     pub store_went_back: u64,
+    /// Rounds of agreement that this node began.
+    pub rounds_begun: u64,
+    /// Rounds that were given up: outbid by another node's, or without a majority in time.
+    pub rounds_given_up: u64,
+    /// Rounds that got a document agreed on.
+    pub rounds_decided: u64,
+    /// Votes about documents that this node has given.
+    pub votes_given: u64,
+    /// Votes that it may not give: its store or its memory of votes is not the recorded one, or its peers have not
+    /// said yet whether it went back in time.
+    pub votes_withheld: u64,
+    /// Times that a peer was met whose document is of the same epoch and another one: two clusters under one id, or a
+    /// bug. Nothing of such a peer is taken.
+    pub documents_conflicting: u64,
+    /// Times that a founder was met that is configured otherwise.
+    pub configurations_differing: u64,
+    /// Formations that were proposed to this founder and not accepted.
+    pub formations_refused: u64,
 }
 
 impl Counters {

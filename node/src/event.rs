@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use antientropy::version::UnixMillis;
-use client::{Reply, Request};
+use client::{
+    Reply, Request,
+    wire::{ControlError, ControlReply, NewKeyspace},
+};
 use ring::{ClusterDocument, NodeId};
 
 use crate::{
@@ -21,7 +24,7 @@ pub struct Now {
 }
 
 /// Names a client's request between the node and whoever drives it; comes back with the reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientTag(pub u64);
 
 /// What a node is told.
@@ -34,18 +37,42 @@ pub enum Input {
         /// What is asked.
         request: Request,
     },
+    /// An administrator wants the cluster document changed.
+    Change {
+        /// Comes back with the outcome.
+        client: ClientTag,
+        /// The change.
+        change: Change,
+        /// How long to try.
+        timeout: Duration,
+    },
     /// A peer says.
     Peer(Envelope),
+    /// A way to a peer was opened. What was sent to it before may be lost; it is greeted at once.
+    Connected(NodeId),
     /// The batch with this number, and all before it, are synced.
     Committed(Sequence),
     /// The batch with this number was refused by the store, and nothing of it was applied. (A sync that *failed*
     /// is another matter: it ends the process.)
     CommitFailed(Sequence),
-    /// A cluster document from outside the cluster: the founding one, or a change that was decided.
+    /// A cluster document from outside the cluster, which nobody has agreed on here.
     Document(Arc<ClusterDocument>),
     /// Stop in good order: refuse new requests, and leave a mark when everything is synced. The process may end when
     /// [`crate::Node::is_stopped`] says so.
     Stop,
+}
+
+/// A change of the cluster document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Another keyspace. Asking again for one that exists as asked for is answered as if it had just been created.
+    CreateKeyspace(NewKeyspace),
+    /// The store with which a member is heard at present is recorded for it: its disk was replaced, or went back in
+    /// time. Refused if the node is not heard, or if that store is recorded already.
+    Readmit {
+        /// The member.
+        node: NodeId,
+    },
 }
 
 /// What a node wants done.
@@ -57,6 +84,13 @@ pub enum Output {
         client: ClientTag,
         /// The answer.
         reply: Reply,
+    },
+    /// Tell an administrator how a change ended.
+    Changed {
+        /// From the request.
+        client: ClientTag,
+        /// How.
+        outcome: Result<ControlReply, ControlError>,
     },
     /// Send to a peer. May be lost, delayed or repeated.
     Send {
@@ -82,4 +116,6 @@ pub enum Wake {
     Hints,
     /// A store that refused a batch may take one again.
     Storage,
+    /// A change of the document is to be tried again or given up, or founders are to be asked.
+    Agreement,
 }

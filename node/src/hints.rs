@@ -52,6 +52,11 @@ impl Hints {
         Hints { queues: BTreeMap::new() }
     }
 
+    /// How many wait, by target.
+    pub(crate) fn census(&self) -> Vec<(NodeId, usize)> {
+        self.queues.iter().map(|(target, queue)| (*target, queue.by_age.len() + queue.in_flight)).collect()
+    }
+
     /// Takes over what operations have left.
     pub(crate) fn collect<S: Store>(&mut self, local: &mut Local<S>) {
         for (target, object) in std::mem::take(&mut local.hints_left) {

@@ -12,16 +12,17 @@ use std::{
 use antientropy::version::{Record, VersionDigest};
 use bytes::Bytes;
 use rand_chacha::ChaCha8Rng;
-use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId};
+use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId, VoterId};
 
 use crate::{
+    agreement::votes::Votes,
     copies::{Before, Copies},
     counters::Counters,
     event::{Now, Output},
     exchange::RETRY_AFTER,
     message::{
-        Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind, ReadPurpose,
-        StartId, Tag,
+        DocumentName, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind,
+        ReadPurpose, StartId, Tag,
     },
     operations::Numbers,
     peers::Peers,
@@ -45,6 +46,10 @@ pub(crate) struct Local<S> {
     pub(crate) copies: Copies,
     pub(crate) peers: Peers,
     pub(crate) document: Option<Arc<ClusterDocument>>,
+    /// Its digest.
+    pub(crate) digest: Option<[u8; 32]>,
+    /// How this store has voted about documents.
+    pub(crate) votes: Votes,
     /// For each partition that this node has a copy of, the other nodes that have one.
     pub(crate) sharers: BTreeMap<PartitionId, Vec<NodeId>>,
     pub(crate) counters: Counters,
@@ -118,9 +123,25 @@ impl<S: Store> Local<S> {
         self.document.as_ref().map_or(Epoch(0), |document| document.epoch)
     }
 
+    /// The document's name; none without one.
+    pub(crate) fn document_name(&self) -> Option<DocumentName> {
+        Some(DocumentName { epoch: self.document.as_ref()?.epoch, digest: self.digest? })
+    }
+
+    /// The name of this store's memory of votes; none if the store could not be read yet.
+    pub(crate) fn voter(&mut self) -> Option<VoterId> {
+        self.votes.read(self.replica.store(), &mut self.rng);
+        self.votes.voter()
+    }
+
     /// Whether the document records this node with this store.
     pub(crate) fn is_recorded(&self) -> bool {
         self.recorded_store(self.node) == Some(self.store_id())
+    }
+
+    /// Since when the document records this node with this store; none if it does not.
+    pub(crate) fn recorded_since(&self) -> Option<Epoch> {
+        self.document.as_ref().and_then(|document| recorded_since(document, self.node, self.store_id()))
     }
 
     /// The store that the document records for a node.
@@ -152,7 +173,9 @@ impl<S: Store> Local<S> {
             | Message::Merged { .. }
             | Message::Answer { .. }
             | Message::Stretch { .. }
-            | Message::Declined { .. } => false,
+            | Message::Declined { .. }
+            // Whoever may not vote does not answer.
+            | Message::Agreement(_) => false,
         };
         if asks {
             self.peers.asked(self.now, to);
@@ -168,12 +191,14 @@ impl<S: Store> Local<S> {
         }
     }
 
-    /// What waited for a batch happens. Documents are adopted by the node, not here.
+    /// What waited for a batch happens. What concerns documents is the node's to do, not done here.
     pub(crate) fn release(&mut self, waiting: Waiting) {
         match waiting {
             Waiting::Message { to, message } => self.send(to, message),
             Waiting::Event { tag, event } => self.events.push_back((tag, event)),
-            Waiting::Document(_) => unreachable!("documents are taken out before"),
+            Waiting::Document(_) | Waiting::Cast { .. } | Waiting::Count { .. } => {
+                unreachable!("it waits for a batch, and is taken out before")
+            }
         }
     }
 
@@ -225,7 +250,8 @@ impl<S: Store> Local<S> {
 
     /// Writes what is to be remembered of a copy with this turn's batch.
     pub(crate) fn write_mark(&mut self, partition: PartitionId) {
-        if let Some(mark) = self.copies.mark(partition, self.store_id(), self.start) {
+        let store = (self.store_id(), self.recorded_since().unwrap_or(Epoch(0)));
+        if let Some(mark) = self.copies.mark(partition, store, self.start) {
             self.replica.put_meta(mark.to_store(partition));
         }
     }
@@ -408,6 +434,11 @@ impl<S: Store> Local<S> {
         }
         shares
     }
+}
+
+/// Since when a document records a node with a store; none if it does not.
+pub(crate) fn recorded_since(document: &ClusterDocument, node: NodeId, store: StoreId) -> Option<Epoch> {
+    document.members.get(&node).filter(|member| member.store == store).map(|member| member.recorded)
 }
 
 /// What a document gives a node.

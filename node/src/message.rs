@@ -9,12 +9,16 @@ use std::{sync::Arc, time::Duration};
 use antientropy::version::{Counter, Record, UnixMillis, VersionDigest};
 use bytes::Bytes;
 use client::{Reply, Request};
-use ring::{ClusterDocument, ClusterId, Durability, Epoch, KeyspaceId, NodeId, PartitionId, StoreId};
+use ring::{
+    ClusterDocument, ClusterId, Durability, Epoch, KeyspaceId, NodeId, PartitionId, StoreId, VoterId,
+};
+use serde::{Deserialize, Serialize};
 
+pub use crate::agreement::message::{AgreementMessage, Ballot, DocumentName, Proposal};
 use crate::storage::{ObjectKey, Sequence};
 
 /// One run of one node's process: 64 random bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StartId(pub u64);
 
 /// Names an operation of the node that began it, and which of its questions an answer is to. Operations are numbered
@@ -64,6 +68,10 @@ pub enum Message {
         cluster: Option<ClusterId>,
         /// Where its store recovered to when it was opened, and what of that the receiver has not confirmed.
         recovery: Recovery,
+        /// Its memory of votes about documents; none if its store could not be read yet.
+        voter: Option<VoterId>,
+        /// The digest of its document; none if it has none. Two documents of one epoch must not exist.
+        digest: Option<[u8; 32]>,
     },
     /// The answer to a hello.
     Welcome {
@@ -73,6 +81,8 @@ pub enum Message {
         /// something that was acknowledged is lost. None if the sender knows of nothing that is missing.
         went_back_from: Option<Sequence>,
     },
+    /// Something about agreeing on documents, or on the first of them.
+    Agreement(Box<AgreementMessage>),
     /// Asks for the cluster document.
     DocumentRequest,
     /// The cluster document that the header's epoch names.

@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use antientropy::version::UnixMillis;
 use bytes::Bytes;
-use ring::{NodeId, StoreId};
+use ring::{Epoch, NodeId, StoreId, VoterId};
 use smallvec::SmallVec;
 
 use crate::{
@@ -36,7 +36,7 @@ const GREETINGS_UNANSWERED_MAX: u32 = 3;
 /// Processes that are remembered as unconfirmed; of more, the oldest are forgotten, which errs to the careful side.
 pub(crate) const STARTS_MAX: usize = 64;
 /// No store counts so far: a sequence from here on is nobody's.
-const SEQUENCE_MAX: Sequence = Sequence(1 << 62);
+pub(crate) const SEQUENCE_MAX: Sequence = Sequence(1 << 62);
 /// How long the best clock sample of a peer is kept: at least one window, at most two.
 const CLOCK_WINDOW: Duration = Duration::from_secs(5);
 
@@ -82,6 +82,10 @@ struct Peer {
     recovered: Sequence,
     /// What its welcome says.
     verdict: Option<Sequence>,
+    /// Its store and its memory of votes, as its hello says.
+    introduced: Option<(StoreId, VoterId)>,
+    /// The newest document under which that process was heard to speak.
+    epoch: Option<Epoch>,
     memory: PeerMemory,
     /// Whether the peer's present process has welcomed this one.
     greeted: bool,
@@ -174,6 +178,8 @@ impl Peers {
         let restarted = peer.start != Some(start);
         if restarted {
             peer.start = Some(start);
+            peer.introduced = None;
+            peer.epoch = None;
             peer.greeted = false;
             peer.unanswered = 0;
             peer.next_greeting = Duration::ZERO;
@@ -186,6 +192,30 @@ impl Peers {
         peer.verdict = went_back_from;
         peer.recovered = recovery.recovered;
         Greeted { went_back_from, restarted }
+    }
+
+    /// A peer that has said hello names its store and its memory of votes.
+    pub(crate) fn introduce(&mut self, from: NodeId, store: StoreId, voter: Option<VoterId>) {
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.introduced = voter.map(|voter| (store, voter));
+        }
+    }
+
+    /// The store and the memory of votes with which a peer was last heard to introduce itself to this process.
+    pub(crate) fn introduced(&self, node: NodeId) -> Option<(StoreId, VoterId)> {
+        self.peers.get(&node)?.introduced
+    }
+
+    /// A peer speaks under a document.
+    pub(crate) fn reached(&mut self, from: NodeId, epoch: Epoch) {
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.epoch = peer.epoch.max(Some(epoch));
+        }
+    }
+
+    /// The newest document under which the peer's present process was heard to speak.
+    pub(crate) fn epoch(&self, node: NodeId) -> Epoch {
+        self.peers.get(&node).and_then(|peer| peer.epoch).unwrap_or(Epoch(0))
     }
 
     /// A welcome arrived: the peer knows this process, and has said what it thinks of its recovery.
@@ -285,6 +315,11 @@ impl Peers {
             .is_none_or(|peer| peer.unanswered >= GREETINGS_UNANSWERED_MAX || peer.is_silent(now, settings))
     }
 
+    /// All peers, and whether requests may be sent to each.
+    pub(crate) fn status(&self, now: Now, settings: &Settings) -> impl Iterator<Item = (NodeId, bool)> {
+        self.peers.iter().map(move |(node, peer)| (*node, peer.greeted && !peer.is_silent(now, settings)))
+    }
+
     /// How long its answers have taken of late.
     pub(crate) fn latency(&self, node: NodeId) -> Duration {
         self.peers.get(&node).map_or(Duration::MAX, |peer| peer.latency)
@@ -304,6 +339,14 @@ impl Peers {
     pub(crate) fn greet_all_soon(&mut self) {
         for peer in self.peers.values_mut() {
             peer.has_news = true;
+        }
+    }
+
+    /// A way to the peer was opened: it is greeted at the next occasion, however often it has not answered.
+    pub(crate) fn connected(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.has_news = true;
+            peer.unanswered = 0;
         }
     }
 

@@ -28,11 +28,19 @@ pub enum PlantedBug {
     CountedBeyondN,
     /// A context is taken without checking whose it is.
     ForeignContextAccepted,
+    /// A vote about a document is sent before it is synced.
+    VoteNotSynced,
+    /// A member whose store, or memory of votes, is not the recorded one votes all the same, and is counted.
+    WipedVoterVotes,
+    /// A process votes before its peers have said whether its store went back in time.
+    VoteBeforeWelcome,
+    /// A majority of the founders is enough to form a cluster.
+    FormedByMajority,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 11] = [
+    pub const ALL: [PlantedBug; 15] = [
         PlantedBug::AcknowledgeBeforeSync,
         PlantedBug::ActorKeptAfterLoss,
         PlantedBug::ActorKeptAfterFailedBatch,
@@ -44,5 +52,9 @@ impl PlantedBug {
         PlantedBug::FailedReplicaCounted,
         PlantedBug::CountedBeyondN,
         PlantedBug::ForeignContextAccepted,
+        PlantedBug::VoteNotSynced,
+        PlantedBug::WipedVoterVotes,
+        PlantedBug::VoteBeforeWelcome,
+        PlantedBug::FormedByMajority,
     ];
 }

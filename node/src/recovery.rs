@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use ring::{ClusterDocument, NodeId, PartitionId, StoreId};
+use ring::{ClusterDocument, Epoch, NodeId, PartitionId, StoreId};
 
 use crate::{
     copies::Mark,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Where the cluster document is stored.
-const DOCUMENT: &[u8] = b"document";
+pub(crate) const DOCUMENT: &[u8] = b"document";
 /// Where it is stored what is remembered of the peers.
 const PEERS: &[u8] = b"peers";
 /// Where the last process that stopped in good order left its name.
@@ -40,9 +40,7 @@ impl Recovered {
             let stored = store.get(Table::Meta, key).ok().flatten()?;
             open_stored(key, &stored).ok()
         };
-        let document =
-            get(DOCUMENT).and_then(|payload| postcard::from_bytes::<ClusterDocument>(&payload).ok());
-        let document = document.filter(|document| document.validate().is_ok()).map(Arc::new);
+        let document = read_document(store).map(Arc::new);
         let peers = get(PEERS).map(decode_peers).unwrap_or_default();
         let clean = get(CLEAN).filter(|payload| payload.len() == 8);
         let clean = clean.map(|mut payload| StartId(payload.get_u64()));
@@ -51,12 +49,25 @@ impl Recovered {
 
     /// Whether a copy was whole when the store was last written to, and nothing that it acknowledged from memory
     /// can have been lost since.
-    pub(crate) fn was_whole(&self, partition: PartitionId, store: StoreId, gained: ring::Epoch) -> bool {
+    pub(crate) fn was_whole(
+        &self,
+        partition: PartitionId,
+        (store, recorded): (StoreId, Epoch),
+        gained: Epoch,
+    ) -> bool {
         self.marks.get(&partition).is_some_and(|mark| {
-            let is_ours = mark.store == store && mark.gained == gained;
+            let is_ours = mark.store == store && mark.recorded == recorded && mark.gained == gained;
             mark.whole && is_ours && (mark.memory.is_none() || mark.memory == self.clean)
         })
     }
+}
+
+/// The cluster document that a store holds, as far as it is committed; none if it holds none that can be trusted.
+pub fn read_document(store: &impl Store) -> Option<ClusterDocument> {
+    let stored = store.get(Table::Meta, DOCUMENT).ok().flatten()?;
+    let payload = open_stored(DOCUMENT, &stored).ok()?;
+    let document: ClusterDocument = postcard::from_bytes(&payload).ok()?;
+    document.validate().is_ok().then_some(document)
 }
 
 /// The marks of all copies.

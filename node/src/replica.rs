@@ -254,8 +254,15 @@ impl<S: Store> Replica<S> {
                     Some(_) | None => {}
                 }
                 let dot = Dot { counter, actor: self.actor(partition, rng) };
-                let mut record =
-                    Record::Lww(LwwVersion { dot, seen, value: mint.value, copies: mint.copies });
+                let context = match self.planted {
+                    // What is planted mints below the context, which a write asserts against.
+                    Some(PlantedBug::LwwByWallClock | PlantedBug::LwwMintedBelow) => Context::new(),
+                    Some(_) | None => mint.context,
+                };
+                let mut version = LwwVersion::write(dot, &context, mint.value, mint.copies);
+                // The writer had seen what it says it had, and the coordinator what it holds.
+                version.seen = seen;
+                let mut record = Record::Lww(version);
                 if let Some(local) = local {
                     record.merge(&local);
                 }
@@ -498,4 +505,39 @@ fn within_limits(set: &SiblingSet, writers_before: usize, settings: &Settings) -
         return Err(Refusal::TooLarge { size_bytes, limit_bytes: settings.object_bytes_max });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use antientropy::version::{ContextKey, UnixMillis};
+    use rand_core::SeedableRng;
+    use ring::StoreId;
+
+    use super::*;
+    use crate::storage::MemoryEngine;
+
+    /// P4. Whoever wrote the key before asked for five copies, and the client's context says so; the coordinator, who
+    /// had never heard of the key, kept as few as the keyspace has.
+    #[test]
+    fn a_last_write_wins_version_keeps_the_n_that_its_context_carries() {
+        let settings = Settings::new(ContextKey::new([7; 32]));
+        let mut replica = Replica::new(MemoryEngine::new(StoreId(1)), &settings, None);
+        let now = Now { monotonic: std::time::Duration::ZERO, wall: UnixMillis(1_800_000_000_000) };
+        let five = CopyCount::explicit(5);
+        let context = Context::from_entries(five, vec![(Actor(9), Counter(70))]);
+        let mint = Mint {
+            held: None,
+            conflict: ConflictPolicy::LastWriteWins,
+            context,
+            seen: Counter(90),
+            value: Some(Value::new("value")),
+            copies: CopyCount::DEFAULT,
+        };
+        let (object, mut rng) = (ObjectKey::new(KeyspaceId(1), b"key"), ChaCha8Rng::from_seed([1; 32]));
+        let minted = replica.mint(now, &object, PartitionId(0), mint, &settings, &mut rng);
+        let (_, record) = minted.expect("within all limits");
+        assert_eq!(record.copies(), five.join(CopyCount::DEFAULT));
+        let Record::Lww(version) = &*record else { panic!("of a keyspace in which the last write wins") };
+        assert_eq!(version.seen, Counter(90), "what the session had seen of any key");
+    }
 }

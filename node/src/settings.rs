@@ -59,6 +59,15 @@ pub struct Settings {
     pub exchange_stretch_keys: usize,
     /// An exchange that got no answer for so long is given up and tried again later.
     pub exchange_silent_after: Duration,
+    /// A round of agreement that is not decided for so long is given up and tried again, with more time each time.
+    /// Lower recovers sooner from lost messages; it should leave room for two round trips and seven syncs.
+    pub round_timeout: Duration,
+    /// How long after its start a process waits for members that are down before it votes about documents without
+    /// them. Its own store may have gone back in time, and one of them may be the only one to know. Lower lets
+    /// documents change sooner after a restart while a member is down.
+    pub vote_patience: Duration,
+    /// Changes of the document that are under way at this node before more are refused.
+    pub changes_max: usize,
 }
 
 impl Settings {
@@ -72,6 +81,7 @@ impl Settings {
             self.gossip_interval,
             self.exchange_interval,
             self.exchange_silent_after,
+            self.round_timeout,
         ];
         assert!(positive.iter().all(|duration| !duration.is_zero()), "intervals are positive");
         assert!(self.exchange_stretch_keys > 0, "a stretch has keys");
@@ -106,6 +116,9 @@ impl Settings {
             exchanges_max: 2,
             exchange_stretch_keys: 64,
             exchange_silent_after: Duration::from_secs(2),
+            round_timeout: Duration::from_secs(1),
+            vote_patience: Duration::from_secs(60),
+            changes_max: 8,
         }
     }
 }

@@ -6,7 +6,7 @@ use ring::{ClusterDocument, NodeId};
 
 use crate::{
     local::Event,
-    message::{MergeOutcome, MergeRefusal, Message, ReadAnswer, Tag},
+    message::{AgreementMessage, MergeOutcome, MergeRefusal, Message, ReadAnswer, Tag},
     storage::Sequence,
 };
 
@@ -26,15 +26,23 @@ pub(crate) enum Waiting {
     Event { tag: Tag, event: Event },
     /// The document that the batch carries is adopted.
     Document(Arc<ClusterDocument>),
+    /// A vote about a document, or a founder's consent, that the batch carries is sent; one of the node's own is
+    /// counted.
+    Cast { to: NodeId, message: Box<AgreementMessage> },
+    /// A vote counts that was heard: the batch has written down from which point of the voter's store on it may not
+    /// be forgotten.
+    Count { from: NodeId, message: Box<AgreementMessage> },
 }
 
 impl Waiting {
-    /// What happens instead if the batch is refused: nobody is told what did not come true.
-    pub(crate) fn refused(self) -> Waiting {
+    /// What happens instead if the batch is refused, if anything does: nobody is told what did not come true.
+    pub(crate) fn refused(self) -> Option<Waiting> {
         match self {
-            Waiting::Message { to, message } => Waiting::Message { to, message: refused_message(message) },
-            Waiting::Event { tag, event } => Waiting::Event { tag, event: refused_event(event) },
-            Waiting::Document(document) => Waiting::Document(document),
+            Waiting::Message { to, message } => {
+                Some(Waiting::Message { to, message: refused_message(message) })
+            }
+            Waiting::Event { tag, event } => Some(Waiting::Event { tag, event: refused_event(event) }),
+            Waiting::Document(_) | Waiting::Cast { .. } | Waiting::Count { .. } => None,
         }
     }
 }

@@ -11,7 +11,7 @@ use node::{
 };
 use ring::{
     ClusterDocument, ClusterId, ConflictPolicy, Datacenter, DatacenterId, Durability, Epoch, Keyspace,
-    KeyspaceId, Member, NodeId, PartitionId, Partitions, RackId, StoreId,
+    KeyspaceId, Member, NodeId, PartitionId, Partitions, RackId, StoreId, VoterId,
 };
 
 const HERE: NodeId = NodeId(1);
@@ -27,12 +27,9 @@ struct Driver {
 }
 
 fn document() -> ClusterDocument {
-    let member = |id: u32| Member {
-        store: StoreId(u64::from(id)),
-        address: format!("127.0.0.1:{id}"),
-        datacenter: DatacenterId(0),
-        rack: RackId(0),
-        weight: 100,
+    let member = |id: u32| {
+        let (store, address) = (StoreId(u64::from(id)), format!("127.0.0.1:{id}"));
+        Member::new(store, address, DatacenterId(0), RackId(0), 100)
     };
     let members: BTreeMap<NodeId, Member> = (1..=3).map(|id| (NodeId(id), member(id))).collect();
     let keyspace = Keyspace::new("carts", 3, ConflictPolicy::Siblings, Durability::Disk);
@@ -44,7 +41,7 @@ fn document() -> ClusterDocument {
 }
 
 fn open(disk: &MemoryEngine, now: Now, starts: u8) -> Node<MemoryEngine> {
-    let identity = Identity { node: HERE, seeds: vec![PEER], seed: [starts; 32] };
+    let identity = Identity { node: HERE, seeds: vec![PEER], formation: None, seed: [starts; 32] };
     Node::open(identity, Settings::new(ContextKey::new([7; 32])), disk.clone(), now)
 }
 
@@ -76,7 +73,7 @@ impl Driver {
             match output {
                 Output::Commit(batch) => batches.push(batch),
                 Output::Send { to, envelope } => sent.push((to, envelope)),
-                Output::Reply { .. } => {}
+                Output::Reply { .. } | Output::Changed { .. } => {}
             }
         }
         (batches, sent)
@@ -117,7 +114,12 @@ impl Driver {
 
     /// The peer says hello, so that it is listened to.
     fn hear_hello(&mut self) {
-        self.hear(Message::Hello { cluster: None, recovery: Recovery::default() });
+        self.hear(Message::Hello {
+            cluster: None,
+            recovery: Recovery::default(),
+            voter: Some(VoterId(2)),
+            digest: None,
+        });
     }
 
     /// What the node answers to a read of one copy.
@@ -177,6 +179,20 @@ fn a_welcome_of_an_earlier_process_is_not_taken() {
     assert!(driver.node.copy_is_whole(PARTITION));
 }
 
+/// P8. A peer claimed to have seen this store come as far as numbers go; the number after it was none.
+#[test]
+fn news_that_no_store_can_have_given_rise_to_is_not_taken() {
+    let mut driver = Driver::formed();
+    driver.restart();
+    let start = driver.start_id();
+    driver.hear(Message::Welcome { start, went_back_from: Some(Sequence(u64::MAX)) });
+    assert!(driver.node.copy_is_whole(PARTITION), "it says nothing about this store");
+    assert_eq!(driver.node.counters().messages_ignored, 1);
+    driver.node.handle(driver.now, Input::Document(Arc::new(document().successor())));
+    driver.commit_all();
+    assert_eq!(driver.node.document().map(|document| document.epoch), Some(Epoch(2)), "batches go on");
+}
+
 /// The batch with the mark of a filling copy was refused, a later one was not, and nothing else was to be written: the
 /// mark waited for the next batch, and the stop for the mark.
 #[test]
@@ -211,11 +227,31 @@ fn a_store_that_the_document_does_not_record_answers_nothing() {
     driver.hear(Message::Welcome { start, went_back_from: None });
     driver.node.handle_timeout(Now { monotonic: Duration::from_secs(60), ..driver.now });
     assert_eq!(driver.read(Epoch(1)), ReadAnswer::Data(None), "it is whole, and holds nothing");
-    let replaced = document().readmit(HERE, StoreId(11));
+    let replaced = document().readmit(HERE, StoreId(11), VoterId(11));
     driver.node.handle(driver.now, Input::Document(Arc::new(replaced)));
     driver.commit_all();
     assert_eq!(driver.read(Epoch(2)), ReadAnswer::Filling);
     assert!(!driver.node.copy_is_whole(PARTITION));
+}
+
+/// P6. A disk was replaced by another, and that by the first again. Its mark said whole, for the very store and gain
+/// that the document records; but what the other disk had acknowledged in the meantime was never on it.
+#[test]
+fn a_store_that_is_recorded_again_is_not_whole_by_its_old_mark() {
+    let replaced = document().readmit(HERE, StoreId(11), VoterId(11));
+    let back = Arc::new(replaced.readmit(HERE, StoreId(1), VoterId(1)));
+    for loses_document in [false, true] {
+        let mut driver = Driver::formed();
+        if loses_document {
+            assert!(driver.disk.rot(Table::Meta, b"document", 20, 3));
+        }
+        driver.restart();
+        driver.hear_hello();
+        driver.hear_under(Epoch(3), Message::Document(Arc::clone(&back)));
+        driver.commit_all();
+        assert_eq!(driver.node.document().map(|document| document.epoch), Some(Epoch(3)));
+        assert!(!driver.node.copy_is_whole(PARTITION), "with its document lost: {loses_document}");
+    }
 }
 
 /// P6. A founder's copies are whole when it first adopts the document, because there is nothing that they could lack.
@@ -235,4 +271,31 @@ fn a_founder_that_lost_its_document_is_no_new_founder() {
     driver.commit_all();
     assert!(driver.node.document().is_some());
     assert!(!driver.node.copy_is_whole(PARTITION));
+}
+
+/// Calm seed 20 of the simulator: a node had asked for one document when it heard of the next. It did not ask for that
+/// one so soon; what waited for it was all that anyone had to say, and half a second later its peers took it for dead.
+#[test]
+fn a_newer_document_is_asked_for_at_once_and_until_it_comes() {
+    let mut driver = Driver::formed();
+    driver.hear(Message::Hello { cluster: None, recovery: Recovery::default(), voter: None, digest: None });
+    driver.commit_all();
+    let asks = |driver: &mut Driver| {
+        let (batches, sent) = driver.outputs();
+        batches.into_iter().for_each(|batch| driver.disk.submit(batch));
+        sent.iter().filter(|(to, sent)| *to == PEER && sent.message == Message::DocumentRequest).count()
+    };
+    driver.hear_under(Epoch(2), Message::Declined { tag: Tag { operation: 1, question: 1 } });
+    assert_eq!(asks(&mut driver), 1);
+    driver.hear_under(Epoch(2), Message::Document(Arc::new(document().successor())));
+    driver.commit_all();
+    assert_eq!(driver.node.document().map(|document| document.epoch), Some(Epoch(2)));
+    driver.hear_under(Epoch(3), Message::Declined { tag: Tag { operation: 1, question: 1 } });
+    assert_eq!(asks(&mut driver), 1, "however lately another was asked for");
+    for _ in 0..3 {
+        driver.now.monotonic += Duration::from_millis(200);
+        assert!(driver.node.poll_timeout().is_some_and(|(at, _)| at <= driver.now.monotonic));
+        driver.node.handle_timeout(driver.now);
+        assert_eq!(asks(&mut driver), 1, "the request may have been lost, and nobody else may speak");
+    }
 }

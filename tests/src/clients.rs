@@ -78,6 +78,13 @@ impl World {
         }
     }
 
+    /// Keys were added: no session has a context for them.
+    pub(crate) fn remember_more_keys(&mut self) {
+        for session in &mut self.sessions {
+            session.contexts.resize(self.history.keys.len(), None);
+        }
+    }
+
     /// A session does its next operation.
     pub(crate) fn step_session(&mut self, session: usize) {
         if self.operations_left == 0 {

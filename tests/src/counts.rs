@@ -43,6 +43,14 @@ impl Counts {
             ("node: messages ignored", counters.messages_ignored),
             ("node: parked messages dropped", counters.parked_dropped),
             ("node: stores that went back", counters.store_went_back),
+            ("node: rounds begun", counters.rounds_begun),
+            ("node: rounds given up", counters.rounds_given_up),
+            ("node: rounds decided", counters.rounds_decided),
+            ("node: votes given", counters.votes_given),
+            ("node: votes withheld", counters.votes_withheld),
+            ("node: documents in conflict", counters.documents_conflicting),
+            ("node: founders configured otherwise", counters.configurations_differing),
+            ("node: formations refused", counters.formations_refused),
         ];
         for (name, count) in counted {
             *self.by_name.entry(name).or_default() += count;

@@ -78,6 +78,7 @@ impl World {
                 host.disk.wipe(*store);
                 host.image = None;
                 host.went_back = false;
+                self.history.stores.push((host.node, now, *store));
             }
             DiskFault::Truncate(bytes) => host.disk.truncate_log(*bytes),
             DiskFault::Flip { byte, bit } => host.disk.flip_log_bit(*byte, *bit),
@@ -280,6 +281,7 @@ impl World {
             let is_noticed =
                 |regression: &Regression| regression.node != host.node || regression.noticed.is_some();
             self.copies_are_whole(index)
+                && host.process.as_ref().is_some_and(|process| process.node.votes())
                 && self.history.keys.iter().all(is_readable)
                 && self.history.regressions.iter().all(is_noticed)
         }
@@ -287,17 +289,16 @@ impl World {
 
     /// Whether all copies of a running node are whole.
     pub(crate) fn copies_are_whole(&self, index: usize) -> bool {
-        let host = &self.hosts[index];
+        let (host, newest) = (&self.hosts[index], self.newest_document());
         host.process.as_ref().is_some_and(|process| {
-            let knows = process.node.document().is_some_and(|document| document.epoch == self.document.epoch);
+            let knows = process.node.document().is_some_and(|document| document.epoch == newest.epoch);
             let holds = |partition| {
-                let list = self.document.preference_list(host.datacenter, partition);
+                let list = newest.preference_list(host.datacenter, partition);
                 list.iter().take(ring::REPLICAS_MAX).any(|owner| owner.node == host.node)
             };
             knows
-                && self.document.members.get(&host.node).is_some_and(|member| member.store == host.disk.id())
-                && self
-                    .document
+                && newest.members.get(&host.node).is_some_and(|member| member.store == host.disk.id())
+                && newest
                     .partitions
                     .iter()
                     .all(|partition| !holds(partition) || process.node.copy_is_whole(partition))

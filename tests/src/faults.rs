@@ -1,4 +1,4 @@
-//! Faults: what strikes, whom and when, and the administrator who mends what machines cannot.
+//! Faults: what strikes, whom and when.
 //!
 //! # The fault model
 //!
@@ -14,7 +14,7 @@
 //! until every copy of the last is whole again. A disk goes back in time only while its copies are whole, so that what
 //! it forgets is exactly what it held.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use node::{Input, storage::CrashDamage};
 use ring::StoreId;
@@ -25,9 +25,6 @@ use crate::{
     history::KeyId,
     world::{Event, World},
 };
-
-/// How often the administrator looks.
-const ADMINISTER_EVERY: Duration = Duration::from_millis(200);
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +77,6 @@ impl World {
         for fault in Fault::ALL {
             self.schedule_fault(fault);
         }
-        self.schedule.after(ADMINISTER_EVERY, Event::Administer);
     }
 
     fn schedule_fault(&mut self, fault: Fault) {
@@ -266,33 +262,5 @@ impl World {
         self.note_host(host, || format!("cannot read its disk for {time:?}"));
         self.schedule.after(time, Event::ReadsRecover { host });
         true
-    }
-
-    /// The administrator: records the new store of a machine whose disk was replaced, and sees to it that somebody
-    /// knows the newest document.
-    pub(crate) fn administer(&mut self) {
-        self.schedule.after(ADMINISTER_EVERY, Event::Administer);
-        self.administer_once();
-    }
-
-    pub(crate) fn administer_once(&mut self) {
-        let replaced = self.hosts.iter().find(|host| {
-            let recorded = self.document.members.get(&host.node).map(|member| member.store);
-            host.process.is_some() && recorded != Some(node::storage::Store::id(&host.disk))
-        });
-        if let Some(host) = replaced {
-            let (node, store) = (host.node, node::storage::Store::id(&host.disk));
-            self.document = Arc::new(self.document.readmit(node, store));
-            self.note(|| format!("the administrator readmits {node} with {store}"));
-        }
-        let newest = self.document.epoch;
-        let is_known = self.hosts.iter().any(|host| {
-            let document = host.process.as_ref().and_then(|process| process.node.document());
-            document.is_some_and(|document| document.epoch >= newest)
-        });
-        if !is_known {
-            let host = self.fault_random.below(self.hosts.len());
-            self.input(host, Input::Document(Arc::clone(&self.document)));
-        }
     }
 }

@@ -5,9 +5,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use antientropy::version::{Actor, Counter, Dot, Record};
 use bytes::Bytes;
-use client::{Copies, Level, Required, Version};
-use node::storage::ObjectKey;
-use ring::{ClusterDocument, ConflictPolicy, DatacenterId, Durability, Keyspace, NodeId, PartitionId};
+use client::{
+    Copies, Level, Required, Version,
+    wire::{ControlError, ControlReply},
+};
+use node::{Change, storage::ObjectKey};
+use ring::{
+    ClusterDocument, ConflictPolicy, DatacenterId, Durability, Keyspace, NodeId, PartitionId, StoreId,
+};
 
 use crate::schedule::Moment;
 
@@ -26,9 +31,21 @@ pub struct ContextId(pub usize);
 /// Everything that happened in a run.
 #[derive(Clone, Debug)]
 pub struct History {
-    /// The founding document. Placement never changes in a run, only stores do.
+    /// The founding document, but for its cluster and stores if founders formed it. Placement never changes in a run.
     pub document: Arc<ClusterDocument>,
-    /// The keys.
+    /// Every document that any node ever adopted or had stored, in the order in which they were seen.
+    pub documents: Vec<SeenDocument>,
+    /// Changes of the document that the administrator asked for.
+    pub changes: Vec<ChangeRequest>,
+    /// The stores that each machine has had, and since when.
+    pub stores: Vec<(NodeId, Moment, StoreId)>,
+    /// Live nodes that did not know a keyspace when its creation was answered.
+    pub unusable: Vec<String>,
+    /// Votes about documents that should not have been cast.
+    pub wrong_votes: Vec<String>,
+    /// Whether, at the end, no majority of the members could vote about documents.
+    pub electorate_is_lost: bool,
+    /// The keys. Those of a keyspace that was created in the run come when its creation is answered.
     pub keys: Vec<Key>,
     /// The writes, in the order of their first attempts.
     pub writes: Vec<Write>,
@@ -185,6 +202,45 @@ pub struct SeenContext {
     pub shown: Vec<WriteId>,
 }
 
+/// A cluster document, as it was first seen.
+#[derive(Clone, Debug)]
+pub struct SeenDocument {
+    /// Who had it.
+    pub node: NodeId,
+    /// When.
+    pub at: Moment,
+    /// Its digest.
+    pub digest: [u8; 32],
+    /// It.
+    pub document: Arc<ClusterDocument>,
+}
+
+/// A change of the document that the administrator asked for.
+#[derive(Clone, Debug)]
+pub struct ChangeRequest {
+    /// Whom it was asked of.
+    pub node: NodeId,
+    /// What.
+    pub change: Change,
+    /// When.
+    pub sent: Moment,
+    /// When the administrator knew.
+    pub ended: Moment,
+    /// What.
+    pub outcome: ChangeOutcome,
+}
+
+/// How a change ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeOutcome {
+    /// It has not, or nobody knows.
+    Unknown,
+    /// Not as it was asked for.
+    Failed(ControlError),
+    /// As it was asked for.
+    Done(ControlReply),
+}
+
 /// A moment at which a node lost data.
 #[derive(Clone, Copy, Debug)]
 pub struct Damage {
@@ -250,6 +306,12 @@ impl History {
     pub fn new(document: Arc<ClusterDocument>, keys: Vec<Key>) -> History {
         History {
             document,
+            documents: Vec::new(),
+            changes: Vec::new(),
+            stores: Vec::new(),
+            unusable: Vec::new(),
+            wrong_votes: Vec::new(),
+            electorate_is_lost: false,
             keys,
             writes: Vec::new(),
             reads: Vec::new(),

@@ -1,10 +1,10 @@
 //! One simulated machine: a disk, a clock, and at times a process that runs a node.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use antientropy::version::UnixMillis;
 use node::{Input, Node, Now, storage::MemoryEngine};
-use ring::{DatacenterId, NodeId};
+use ring::{ClusterDocument, DatacenterId, NodeId};
 
 use crate::schedule::Moment;
 
@@ -27,6 +27,8 @@ pub(crate) struct Host {
     pub(crate) is_damaged: bool,
     /// The present store went back in time at some time.
     pub(crate) went_back: bool,
+    /// The document that its process was last seen to have.
+    pub(crate) document: Option<Arc<ClusterDocument>>,
 }
 
 /// A running process.
@@ -45,6 +47,8 @@ pub(crate) struct Process {
     pub(crate) is_stopping: bool,
     /// Whether the inbox says that a batch failed.
     pub(crate) has_failure: bool,
+    /// The peers whose welcome of this process has arrived.
+    pub(crate) welcomed: BTreeSet<NodeId>,
 }
 
 impl Host {
@@ -60,6 +64,7 @@ impl Host {
             image: None,
             is_damaged: false,
             went_back: false,
+            document: None,
         }
     }
 
@@ -86,6 +91,7 @@ impl Host {
             is_paused: false,
             is_stopping: false,
             has_failure: false,
+            welcomed: BTreeSet::new(),
         });
     }
 

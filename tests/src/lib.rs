@@ -9,6 +9,8 @@
 //! - [`checkers`]: one file for each promise.
 //! - [`scenario`]: scripted runs, for circumstances that random ones seldom hit.
 
+mod administrator;
+mod ballot_box;
 pub mod checkers;
 mod clients;
 pub mod counts;

@@ -20,6 +20,8 @@ pub enum Stream {
     Faults,
     /// Seeds of the nodes' own generators.
     Nodes,
+    /// What the administrator asks for.
+    Administrator,
 }
 
 /// A seeded generator.

@@ -86,5 +86,9 @@ pub fn profile_for(bug: PlantedBug) -> Profile {
         PlantedBug::DefiniteErrorAfterMint => Profile::ShortTimeouts,
         PlantedBug::CountedBeyondN => Profile::FewerCopies,
         PlantedBug::ForeignContextAccepted => Profile::ForeignContexts,
+        PlantedBug::VoteNotSynced => Profile::Changes,
+        PlantedBug::WipedVoterVotes => Profile::ChangesAndWipes,
+        PlantedBug::VoteBeforeWelcome => Profile::ChangesAndAmnesia,
+        PlantedBug::FormedByMajority => Profile::Forming,
     }
 }

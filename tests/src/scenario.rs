@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use client::{Delete, Get, Put, ReadOptions, Request, WriteOptions};
 use node::{
-    Counters, PlantedBug,
+    Change, Counters, PlantedBug,
     storage::{CrashDamage, MemoryEngine},
 };
 use ring::{ClusterDocument, DatacenterId, StoreId};
@@ -18,7 +18,8 @@ use crate::{
     checkers::{Violation, check, lost_writes::has_value},
     clients::{WriteNote, encode_value},
     damage::DiskFault,
-    history::{ContextId, History, KeyId, Outcome, SeenContext, WriteId},
+    history::{ChangeOutcome, ContextId, History, KeyId, Outcome, SeenContext, WriteId},
+    schedule::Moment,
     swarm::Swarm,
     world::World,
 };
@@ -227,9 +228,46 @@ impl Scenario {
         self.world.start(host);
     }
 
-    /// The administrator records the stores of replaced disks, once.
+    /// The administrator records the store of a replaced disk, and asks nobody.
     pub fn readmit(&mut self) {
-        self.world.administer_once();
+        self.world.hand_out_documents();
+    }
+
+    /// The administrator asks a machine for a change. Gives the request, to look at its outcome.
+    pub fn begin_change(&mut self, host: usize, change: Change) -> usize {
+        self.world.ask_for(host, change)
+    }
+
+    /// The administrator asks a machine for a change, and waits for the outcome.
+    ///
+    /// # Panics
+    ///
+    /// If there is none in time.
+    pub fn change(&mut self, host: usize, change: Change) -> ChangeOutcome {
+        let request = self.begin_change(host, change);
+        let end = self.world.deadline(REQUEST_MAX);
+        while self.world.history().changes[request].ended == Moment::NEVER {
+            assert!(self.world.step(end), "change {request} has no outcome");
+        }
+        self.change_outcome(request).clone()
+    }
+
+    /// How a change ended.
+    #[must_use]
+    pub fn change_outcome(&self, request: usize) -> &ChangeOutcome {
+        &self.world.history().changes[request].outcome
+    }
+
+    /// The document that a running machine has.
+    #[must_use]
+    pub fn document_of(&self, host: usize) -> Option<Arc<ClusterDocument>> {
+        self.world.hosts[host].process.as_ref()?.node.document().cloned()
+    }
+
+    /// Whether a running machine votes about documents.
+    #[must_use]
+    pub fn votes(&self, host: usize) -> bool {
+        self.world.hosts[host].process.as_ref().is_some_and(|process| process.node.votes())
     }
 
     /// Cuts a machine off from all others, in both directions.

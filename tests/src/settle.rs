@@ -1,19 +1,22 @@
 //! The end of a run: the faults stop, and all copies have to become whole and equal.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use antientropy::version::{Record, VersionDigest};
-use node::storage::read_record;
+use node::storage::{read_document, read_record};
 use ring::NodeId;
 
 use crate::{
     history::{Ending, KeyId},
+    host::Host,
     schedule::Moment,
     world::{Event, World},
 };
 
 /// How long the safety phase may take: the sessions' operations all end by themselves long before.
 const SAFETY_MAX: Duration = Duration::from_secs(600);
+/// How long founders may take to form their cluster while faults strike; they go on when the faults have stopped.
+const FORMING_MAX: Duration = Duration::from_secs(20);
 /// How long convergence may take once the faults have stopped. The slowest part is an exchange interval of ten
 /// seconds, of which a pair of copies may need two; the rest is room for greetings and for retries of lost exchanges.
 const CONVERGENCE_MAX: Duration = Duration::from_secs(60);
@@ -24,9 +27,17 @@ impl World {
     /// The whole run: the cluster forms, sessions and faults run until the operations are done, the faults stop, and
     /// the copies converge or do not.
     pub fn run(&mut self) {
-        self.run_for(Duration::from_millis(100));
+        if self.swarm.documents.is_formed {
+            self.schedule_faults();
+            let end = self.now().after(FORMING_MAX);
+            while self.history.documents.is_empty() && self.step(end) {}
+            self.run_for(Duration::from_millis(100));
+        } else {
+            self.run_for(Duration::from_millis(100));
+            self.schedule_faults();
+        }
         self.start_sessions();
-        self.schedule_faults();
+        self.start_administrator();
         let end = self.now().after(SAFETY_MAX);
         while !self.operations_are_over() && self.step(end) {}
         self.settle();
@@ -40,6 +51,7 @@ impl World {
     /// Ends all faults, waits for convergence, and notes what the disks hold then.
     pub fn settle(&mut self) {
         self.heal();
+        self.start_administrator();
         let healed = self.now();
         let end = healed.after(CONVERGENCE_MAX);
         let mut ending = None;
@@ -52,6 +64,12 @@ impl World {
             };
         }
         self.history.ending = ending.unwrap_or_default();
+        self.history.electorate_is_lost = self.electorate_is_lost();
+        for index in 0..self.hosts.len() {
+            if let Some(document) = read_document(&self.hosts[index].disk) {
+                self.see_document(index, Arc::new(document));
+            }
+        }
         for index in 0..self.hosts.len() {
             self.note_counters(index);
         }
@@ -87,11 +105,21 @@ impl World {
             if host.disk.pending() > 0 {
                 return Some(format!("{} has batches to sync", host.node));
             }
+            if !process.node.votes() {
+                return Some(format!("{} does not vote about documents", host.node));
+            }
             if !self.copies_are_whole(index) {
                 return Some(format!("{} has copies that are not whole", host.node));
             }
         }
         (0..self.history.keys.len()).find_map(|key| self.difference(KeyId(key)))
+    }
+
+    /// Whether no majority of the members could vote about documents, were all that are recorded as they are asked.
+    fn electorate_is_lost(&self) -> bool {
+        let newest = self.newest_document();
+        let votes = |host: &&Host| host.process.as_ref().is_some_and(|process| process.node.votes());
+        self.hosts.iter().filter(votes).count() <= newest.members.len() / 2
     }
 
     /// How the replicas of a key differ; none if they do not.

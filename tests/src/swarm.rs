@@ -37,6 +37,8 @@ pub struct Swarm {
     pub disks: Disks,
     /// Which faults happen.
     pub faults: Faults,
+    /// How the cluster is founded, and how its document changes.
+    pub documents: Documents,
     /// The nodes' settings.
     pub settings: Settings,
     /// Time from an input's arrival to the turn that handles it; what arrives meanwhile joins the turn.
@@ -108,6 +110,25 @@ pub struct Disks {
     pub fail_permille: u32,
 }
 
+/// How the cluster is founded, and how its document changes.
+#[derive(Clone, Debug)]
+pub struct Documents {
+    /// Whether the founders form the cluster. If not, they are handed its first document.
+    pub is_formed: bool,
+    /// The longest that a founder waits before it starts for the first time.
+    pub start_max: Duration,
+    /// Keyspaces that are created in the run.
+    pub keyspaces: usize,
+    /// The longest time between two of them.
+    pub create_every: Duration,
+    /// Changes that are asked of two nodes at once.
+    pub twice_permille: u32,
+    /// Of those, the ones of which the second asks for a keyspace of that name with other properties.
+    pub rival_permille: u32,
+    /// How long a node may try.
+    pub timeouts: Vec<Duration>,
+}
+
 /// Which faults happen: for each the longest time between two, or none.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
@@ -165,8 +186,36 @@ pub enum Profile {
     ForeignContexts,
     /// Requests time out.
     ShortTimeouts,
+    /// Founders form their cluster, while disks are wiped and the network is cut.
+    Forming,
+    /// The document changes often, at several nodes at once, while syncs are slow and nodes crash.
+    Changes,
+    /// The same, while disks are wiped.
+    ChangesAndWipes,
+    /// The same, while disks forget what they synced last.
+    ChangesAndAmnesia,
     /// Nothing goes wrong: every request that can be met has to be.
     Calm,
+}
+
+impl Profile {
+    /// All of them.
+    pub const ALL: [Profile; 14] = [
+        Profile::Any,
+        Profile::Rot,
+        Profile::FailingDisks,
+        Profile::Wipes,
+        Profile::Blocking,
+        Profile::Skew,
+        Profile::FewerCopies,
+        Profile::ForeignContexts,
+        Profile::ShortTimeouts,
+        Profile::Forming,
+        Profile::Changes,
+        Profile::ChangesAndWipes,
+        Profile::ChangesAndAmnesia,
+        Profile::Calm,
+    ];
 }
 
 /// Milliseconds as a duration.
@@ -194,6 +243,7 @@ impl Swarm {
             settings: draw_settings(random, &faults),
             faults,
             turn_delay: Duration::from_micros(*random.pick(&[1, 20, 200])),
+            documents: draw_documents(random),
         };
         swarm.lean_towards(profile, random);
         swarm
@@ -226,6 +276,7 @@ impl Swarm {
         // A production cluster compares whole copies every ten minutes; a scenario should not have to wait for that.
         swarm.settings = Settings { exchange_interval: ms(2000), ..Settings::new(ContextKey::new(SECRET)) };
         swarm.turn_delay = Duration::from_micros(1);
+        swarm.documents = Documents { is_formed: false, keyspaces: 0, ..swarm.documents };
         swarm
     }
 
@@ -276,6 +327,22 @@ impl Swarm {
                     keyspace.durability = Durability::Disk;
                 }
             }
+            Profile::Forming => {
+                self.documents = Documents { is_formed: true, start_max: ms(200), ..self.documents.clone() };
+                self.faults.wipe = Some(ms(150));
+                self.faults.partition = Some(ms(200));
+                self.faults.down_max = ms(20);
+                self.clients.operations = 40;
+            }
+            Profile::Changes => self.change_often(),
+            Profile::ChangesAndWipes => {
+                self.change_often();
+                self.faults.wipe = Some(ms(300));
+            }
+            Profile::ChangesAndAmnesia => {
+                self.change_often();
+                self.faults.truncate = Some(ms(200));
+            }
             Profile::Calm => self.calm_down(),
             Profile::ForeignContexts => clients.foreign_permille = 200,
             Profile::ShortTimeouts => {
@@ -285,15 +352,41 @@ impl Swarm {
         }
     }
 
+    /// Makes the document change often, and its rounds overlap.
+    fn change_often(&mut self) {
+        (self.nodes, self.datacenters, self.partitions) = (3, 1, 1);
+        for keyspace in self.keyspaces.values_mut() {
+            keyspace.replication = BTreeMap::from([(DatacenterId(0), 3)]);
+        }
+        let documents = &mut self.documents;
+        (documents.is_formed, documents.keyspaces, documents.create_every) = (false, 40, ms(40));
+        (documents.twice_permille, documents.rival_permille) = (800, 300);
+        documents.timeouts = vec![ms(1000)];
+        self.clients.operations = 60;
+        self.clients.think_max = ms(200);
+        (self.disks.sync_min, self.disks.sync_max) = (ms(10), ms(40));
+        (self.network.loss_permille, self.network.slow_permille) = (150, 0);
+        (self.network.latency_min, self.network.latency_max) =
+            (Duration::from_micros(50), Duration::from_micros(200));
+        self.faults = Faults { crash: Some(ms(80)), down_max: ms(2), ..Faults::default() };
+        self.settings.round_timeout = ms(1000);
+        self.settings.greeting_interval = ms(50);
+        self.settings.exchange_interval = ms(10_000);
+    }
+
     /// Takes away all faults, and all requests and limits that lead to refusals.
     fn calm_down(&mut self) {
         self.faults = Faults { down_max: ms(1), ..Faults::default() };
-        self.disks.fail_permille = 0;
+        // A disk that takes one batch at a time, however many wait, is overloaded by what the real committer joins; peers
+        // that wait for it for half a second take its node for dead.
+        (self.disks.joined_permille, self.disks.fail_permille) = (1000, 0);
         self.network.loss_permille = 0;
         self.network.slow_permille = 0;
         let usual = Settings::new(ContextKey::new(SECRET));
         self.settings =
             Settings { cached_records: self.settings.cached_records, siblings_max: 10_000, ..usual };
+        // Whoever asks while the document changes may be told that it has; its client asks again, those here do not.
+        self.documents.keyspaces = 0;
         let clients = &mut self.clients;
         (clients.loss_permille, clients.foreign_permille, clients.n_permille) = (0, 0, 0);
         clients.levels = vec![Level::Quorum, Level::One, Level::All, Level::EachQuorum];
@@ -310,23 +403,28 @@ impl Swarm {
 fn draw_keyspaces(random: &mut Random, datacenters: usize, nodes: usize) -> BTreeMap<KeyspaceId, Keyspace> {
     let count = random.between(1, 2);
     let draw_one = |index| {
-        let conflict = *random.pick(&[ConflictPolicy::Siblings, ConflictPolicy::LastWriteWins]);
-        let durability = if random.chance(250) { Durability::Memory } else { Durability::Disk };
-        let most = nodes / datacenters;
-        let copies_of = |random: &mut Random| match random.chance(600) {
-            true => 3.min(most),
-            false => random.between(1, most.min(5)),
-        };
-        let mut replication = BTreeMap::from([(DatacenterId(0), copies_of(random))]);
-        if datacenters == 2 {
-            replication.insert(DatacenterId(1), copies_of(random));
-        }
-        let replication =
-            replication.into_iter().map(|(name, count)| (name, count.try_into().expect("at most 5")));
         let name = format!("keyspace-{index}");
-        (KeyspaceId(index), Keyspace { name, replication: replication.collect(), conflict, durability })
+        (KeyspaceId(index), draw_keyspace(random, name, datacenters, nodes))
     };
     (1..=u32::try_from(count).expect("two")).map(draw_one).collect()
+}
+
+/// A keyspace of this name.
+pub(crate) fn draw_keyspace(random: &mut Random, name: String, datacenters: usize, nodes: usize) -> Keyspace {
+    let conflict = *random.pick(&[ConflictPolicy::Siblings, ConflictPolicy::LastWriteWins]);
+    let durability = if random.chance(250) { Durability::Memory } else { Durability::Disk };
+    let most = nodes / datacenters;
+    let copies_of = |random: &mut Random| match random.chance(600) {
+        true => 3.min(most),
+        false => random.between(1, most.min(5)),
+    };
+    let mut replication = BTreeMap::from([(DatacenterId(0), copies_of(random))]);
+    if datacenters == 2 {
+        replication.insert(DatacenterId(1), copies_of(random));
+    }
+    let replication =
+        replication.into_iter().map(|(name, count)| (name, count.try_into().expect("at most 5")));
+    Keyspace { name, replication: replication.collect(), conflict, durability }
 }
 
 fn draw_clients(random: &mut Random, datacenters: usize, operations: usize) -> Clients {
@@ -422,6 +520,18 @@ fn draw_faults(random: &mut Random) -> Faults {
     faults
 }
 
+fn draw_documents(random: &mut Random) -> Documents {
+    Documents {
+        is_formed: random.chance(400),
+        start_max: ms(*random.pick(&[0, 50, 500])),
+        keyspaces: if random.chance(600) { random.between(1, 3) } else { 0 },
+        create_every: ms(*random.pick(&[100, 500, 1500])),
+        twice_permille: *random.pick(&[0, 300, 700]),
+        rival_permille: *random.pick(&[0, 300]),
+        timeouts: vec![ms(*random.pick(&[50, 300, 1000])), ms(2000)],
+    }
+}
+
 fn draw_settings(random: &mut Random, faults: &Faults) -> Settings {
     let rare =
         |random: &mut Random, usual: usize, small: usize| if random.chance(80) { small } else { usual };
@@ -444,6 +554,8 @@ fn draw_settings(random: &mut Random, faults: &Faults) -> Settings {
         hints_per_peer_max: rare(random, usual.hints_per_peer_max, 2),
         hints_in_flight_max: rare(random, usual.hints_in_flight_max, 1),
         parked_max: rare(random, usual.parked_max, 2),
+        changes_max: rare(random, usual.changes_max, 1),
+        round_timeout: ms(*random.pick(&[100, 1000])),
         // A cache hides a rotten record until a restart; without one it is found by the next read.
         cached_records: *random.pick(&[0, 0, 1, 4, usual.cached_records]),
         clock_drift_max: if checks_drift { usual.clock_drift_max } else { Duration::from_secs(1_000_000) },

@@ -7,16 +7,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use client::Reply;
-use node::{ClientTag, Identity, Input, Node, Output, PlantedBug, message::Envelope, storage::MemoryEngine};
+use client::{
+    Reply,
+    wire::{ControlError, ControlReply},
+};
+use node::{
+    ClientTag, Formation, Identity, Input, Node, Output, PlantedBug, Wake,
+    message::{Envelope, Message},
+    storage::{MemoryEngine, Store},
+};
 use ring::{ClusterDocument, NodeId, StoreId};
 
 use crate::{
+    administrator::Creation,
     clients::{Call, Session},
     counts::Counts,
     damage::Heard,
     faults::Fault,
-    formation::{draw_skew, founding_document, keys},
+    formation::{draw_skew, formation, founding_document, keys},
     history::History,
     host::Host,
     network::Network,
@@ -61,6 +69,12 @@ pub(crate) enum Event {
     ReadsRecover { host: usize },
     /// The administrator looks after the cluster.
     Administer,
+    /// The administrator wants another keyspace.
+    Create,
+    /// A change that the administrator asks for arrives.
+    ChangeArrives { request: usize, host: usize, timeout: Duration },
+    /// Its outcome arrives, or the administrator gives up.
+    ChangeEnds { request: usize, outcome: Option<Box<Result<ControlReply, ControlError>>> },
 }
 
 /// A message on its way.
@@ -83,8 +97,15 @@ pub struct World {
     pub(crate) calls: Vec<Call>,
     /// Operations that sessions have yet to begin.
     pub(crate) operations_left: usize,
-    /// The newest cluster document that the administrator made.
+    /// The founding document, as it is expected if founders form it; or the newest that a scenario handed out.
     pub(crate) document: Arc<ClusterDocument>,
+    /// What the founders are configured with, if they form the cluster.
+    formation: Option<Formation>,
+    /// Keyspaces that are being created, or were.
+    pub(crate) creations: Vec<Creation>,
+    /// Whether the administrator looks after the cluster.
+    pub(crate) is_administered: bool,
+    pub(crate) admin_random: Random,
     pub(crate) client_random: Random,
     pub(crate) fault_random: Random,
     node_random: Random,
@@ -126,6 +147,10 @@ impl World {
             calls: Vec::new(),
             operations_left: swarm.clients.operations,
             document,
+            formation: swarm.documents.is_formed.then(|| formation(&swarm)),
+            creations: Vec::new(),
+            is_administered: false,
+            admin_random: Random::new(seed, Stream::Administrator),
             client_random: Random::new(seed, Stream::Clients),
             fault_random,
             node_random,
@@ -142,8 +167,15 @@ impl World {
         world.history.clocks_are_right = world.swarm.faults.clock.is_none();
         world.history.beyond_the_promise = world.swarm.faults.beyond_the_promise;
         for host in 0..world.hosts.len() {
-            world.start(host);
-            world.input(host, Input::Document(Arc::clone(&world.document)));
+            let (node, store) = (world.hosts[host].node, world.hosts[host].disk.id());
+            world.history.stores.push((node, world.now(), store));
+            if world.swarm.documents.is_formed {
+                let wait = world.admin_random.duration(Duration::ZERO, world.swarm.documents.start_max);
+                world.schedule.after(wait, Event::Start { host });
+            } else {
+                world.start(host);
+                world.input(host, Input::Document(Arc::clone(&world.document)));
+            }
         }
         world
     }
@@ -196,9 +228,15 @@ impl World {
     pub fn step(&mut self, until: Moment) -> bool {
         let Some(event) = self.schedule.next(until) else { return false };
         self.counts.events += 1;
-        assert!(self.counts.events < EVENTS_MAX, "the run goes round in circles");
+        assert!(self.counts.events < EVENTS_MAX, "the run goes round in circles: {:?}", self.wakes());
         self.dispatch(event);
         true
+    }
+
+    /// When each running node wants to be woken, and why.
+    fn wakes(&self) -> Vec<(NodeId, Option<(Duration, Wake)>)> {
+        let running = self.hosts.iter().filter_map(|host| Some((host.node, host.process.as_ref()?)));
+        running.map(|(node, process)| (node, process.node.poll_timeout())).collect()
     }
 
     fn dispatch(&mut self, event: Event) {
@@ -246,6 +284,9 @@ impl World {
                 self.note_host(host, || "can read its disk again".to_owned());
             }
             Event::Administer => self.administer(),
+            Event::Create => self.begin_creation(),
+            Event::ChangeArrives { request, host, timeout } => self.change_arrives(request, host, timeout),
+            Event::ChangeEnds { request, outcome } => self.change_ends(request, outcome),
         }
     }
 
@@ -258,7 +299,9 @@ impl World {
     pub(crate) fn start(&mut self, index: usize) {
         let seeds =
             self.hosts.iter().map(|host| host.node).filter(|node| *node != self.hosts[index].node).collect();
-        let identity = Identity { node: self.hosts[index].node, seeds, seed: self.node_random.seed() };
+        let formation = self.formation.clone();
+        let identity =
+            Identity { node: self.hosts[index].node, seeds, formation, seed: self.node_random.seed() };
         let (settings, bug) = (self.swarm.settings.clone(), self.bug);
         let host = &mut self.hosts[index];
         let disk = host.disk.handle();
@@ -311,6 +354,10 @@ impl World {
         let host = &mut self.hosts[index];
         let clock = host.now(now);
         let Some(process) = &mut host.process else { return };
+        // An earlier wish that was overtaken: another wake-up is scheduled.
+        if process.wake_at != now {
+            return;
+        }
         process.wake_at = Moment::NEVER;
         if process.node.poll_timeout().is_some_and(|(deadline, _)| deadline <= clock.monotonic) {
             process.node.handle_timeout(clock);
@@ -327,6 +374,7 @@ impl World {
         for output in outputs.drain(..) {
             match output {
                 Output::Reply { client, reply } => self.reply(index, client, reply),
+                Output::Changed { client, outcome } => self.changed(index, client, outcome),
                 Output::Send { to, envelope } => self.send(index, to, envelope),
                 Output::Commit(batch) => {
                     self.hash(&[2, index as u64, batch.sequence.0, batch.changes.len() as u64]);
@@ -337,6 +385,7 @@ impl World {
         }
         self.outputs = outputs;
         self.schedule_wake(index);
+        self.note_document(index);
         self.notice_regressions(index);
         self.finish_stop(index);
     }
@@ -394,6 +443,7 @@ impl World {
     /// A node sends a message.
     fn send(&mut self, index: usize, to: NodeId, envelope: Envelope) {
         let Some(target) = self.hosts.iter().position(|host| host.node == to) else { return };
+        self.watch_vote(index, &envelope);
         let fate = self.network.fate(&self.swarm.network);
         let delivery = Delivery {
             from: index,
@@ -427,6 +477,12 @@ impl World {
             )
         });
         self.note_heard(from, to, &envelope);
+        if let (Message::Welcome { start, .. }, Some(process)) =
+            (&envelope.message, &mut self.hosts[to].process)
+            && *start == process.node.start_id()
+        {
+            process.welcomed.insert(envelope.header.from);
+        }
         self.input(to, Input::Peer(envelope));
     }
 

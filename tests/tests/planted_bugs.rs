@@ -78,3 +78,23 @@ fn an_acknowledgement_from_beyond_the_first_n_is_found() {
 fn a_context_of_another_key_is_found() {
     is_found_by(PlantedBug::ForeignContextAccepted, &[Checker::ForeignContexts]);
 }
+
+#[test]
+fn a_vote_that_is_told_before_it_is_synced_is_found() {
+    is_found_by(PlantedBug::VoteNotSynced, &[Checker::Votes]);
+}
+
+#[test]
+fn a_wiped_voter_that_votes_again_is_found() {
+    is_found_by(PlantedBug::WipedVoterVotes, &[Checker::Votes]);
+}
+
+#[test]
+fn a_vote_before_the_peers_have_judged_the_store_is_found() {
+    is_found_by(PlantedBug::VoteBeforeWelcome, &[Checker::Votes]);
+}
+
+#[test]
+fn a_cluster_that_is_formed_without_all_founders_is_found() {
+    is_found_by(PlantedBug::FormedByMajority, &[Checker::Documents, Checker::Convergence]);
+}

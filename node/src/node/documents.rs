@@ -5,16 +5,30 @@ use std::{sync::Arc, time::Duration};
 use ring::{ClusterDocument, Epoch, PartitionId};
 
 use super::{Node, Operation};
-use crate::{coordinator::Step, copies::Mark, recovery::document_to_store, storage::Store, waiting::Waiting};
+use crate::{
+    agreement::forming::Forming, coordinator::Step, copies::Mark, local::recorded_since,
+    recovery::document_to_store, storage::Store, waiting::Waiting,
+};
 
 impl<S: Store> Node<S> {
     /// A document: if it is newer, it is written down, and adopted when that is synced.
     pub(super) fn learn(&mut self, document: Arc<ClusterDocument>) {
-        let known = self.adopting.as_ref().map_or(self.local.epoch(), |document| document.epoch);
-        let is_ours = self.local.document.as_ref().is_none_or(|ours| ours.cluster == document.cluster);
-        if document.epoch <= known || !is_ours || document.validate().is_err() {
+        let known = self.adopting.as_ref().or(self.local.document.as_ref());
+        if let Some(known) = known {
+            let is_ours = known.cluster == document.cluster;
+            if is_ours && known.epoch == document.epoch && *known != document {
+                self.local.counters.documents_conflicting += 1;
+            }
+            if !is_ours || document.epoch <= known.epoch {
+                return;
+            }
+        }
+        if document.epoch == Epoch(0) || document.validate().is_err() {
             return;
         }
+        // What was asked for is here; a newer one that is heard of may be asked for at once.
+        self.document_asked = None;
+        self.newer_epoch = self.newer_epoch.filter(|(_, epoch)| *epoch > document.epoch);
         self.adopting = Some(document);
         self.write_document();
     }
@@ -25,11 +39,13 @@ impl<S: Store> Node<S> {
         let Some(document) = self.adopting.clone() else { return };
         let local = &mut self.local;
         let sequence = local.replica.put_meta(document_to_store(&document));
+        let is_unformed = self.agreement.forming.as_ref().is_some_and(Forming::is_unformed);
         let store = local.store_id();
-        let is_recorded = document.members.get(&local.node).is_some_and(|member| member.store == store);
-        if document.epoch == Epoch(1) && is_recorded && self.is_new_store {
+        let recorded = recorded_since(&document, local.node, store);
+        if let (Epoch(1), Some(recorded), true) = (document.epoch, recorded, self.is_new_store || is_unformed)
+        {
             for (partition, gained) in local.shares(&document).gains {
-                let mark = Mark { whole: true, store, gained, memory: None };
+                let mark = Mark { whole: true, store, recorded, gained, memory: None };
                 local.replica.put_meta(mark.to_store(partition));
                 self.recovered.marks.insert(partition, mark);
             }
@@ -48,23 +64,25 @@ impl<S: Store> Node<S> {
         }
         let store = local.store_id();
         let is_first = local.document.is_none();
-        let was_recorded = local.is_recorded();
-        let is_recorded = document.members.get(&local.node).is_some_and(|member| member.store == store);
+        let was_recorded = local.recorded_since();
+        let recorded = recorded_since(&document, local.node, store);
         let shares = local.shares(&document);
         let recovered = &self.recovered;
         let went_back = local.counters.store_went_back > 0;
         local.copies.adopt(shares.gains, |partition, gained| {
-            is_first && is_recorded && !went_back && recovered.was_whole(partition, store, gained)
+            let was_whole = |recorded: Epoch| recovered.was_whole(partition, (store, recorded), gained);
+            is_first && !went_back && recorded.is_some_and(was_whole)
         });
         local.sharers = shares.sharers;
         local.peers.keep(|node| document.members.contains_key(&node));
         local.peers.add(document.members.keys().copied().filter(|node| *node != local.node));
+        local.digest = Some(document.digest());
         local.document = Some(document);
         let partitions: Vec<PartitionId> = local.copies.partitions().collect();
         for partition in partitions {
             // The exchanges that make a copy whole begin under a document that records its store: before, others may
             // have counted the acknowledgements of the store before it. A store that is not recorded has no copies.
-            if is_recorded != was_recorded && !is_first {
+            if recorded != was_recorded && !is_first {
                 local.fill(partition);
             }
             // What an earlier process wrote holds no longer: it may have acknowledged from memory, and this copy may
@@ -81,6 +99,7 @@ impl<S: Store> Node<S> {
         self.exchanges.plan(local);
         // Everyone hears of the epoch in the header of the next greeting.
         local.peers.greet_all_soon();
+        self.document_changed();
         self.greet();
         self.begin_anew();
     }

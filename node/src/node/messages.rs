@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use client::Refusal;
-use ring::{Epoch, NodeId, PartitionId};
+use rand_core::Rng;
+use ring::{Epoch, NodeId, PartitionId, VoterId};
 
 use super::{DOCUMENT_RETRY_AFTER, Node, requests::timeout};
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     exchange::answer_tree,
     local::Event,
     message::{Envelope, Header, MergeOutcome, MergeRefusal, Message, ReadAnswer, Tag},
+    peers::SEQUENCE_MAX,
     storage::{Sequence, Store},
     waiting::Waiting,
 };
@@ -20,10 +22,15 @@ impl<S: Store> Node<S> {
         let header = envelope.header;
         let from = header.from;
         match envelope.message {
-            Message::Hello { cluster, recovery } => {
+            Message::Hello { cluster, recovery, voter, digest } => {
                 let ours = self.local.document.as_ref().map(|document| document.cluster);
                 if cluster.is_some() && ours.is_some() && cluster != ours {
                     self.local.counters.messages_ignored += 1;
+                    return;
+                }
+                // Two documents of one epoch: whoever has the other is not talked to, and people have to know.
+                if header.epoch == self.local.epoch() && digest.is_some() && digest != self.local.digest {
+                    self.local.counters.documents_conflicting += 1;
                     return;
                 }
                 // A stranger is not remembered. If its document is the newer one, that says who it is.
@@ -33,19 +40,26 @@ impl<S: Store> Node<S> {
                     return self.note_epoch(from, header.epoch);
                 }
                 let greeted = self.local.peers.hello(from, header.start, header.store, &recovery);
+                self.local.peers.introduce(from, header.store, voter);
                 self.hear(&header);
                 self.local.send(
                     from,
                     Message::Welcome { start: header.start, went_back_from: greeted.went_back_from },
                 );
                 if greeted.restarted {
+                    self.founder_restarted(from);
                     self.greet();
                 }
             }
             Message::Welcome { start, went_back_from } if start == self.local.start => {
                 // It answers this process, so its verdict counts, whether or not the peer has said hello here.
-                if let Some(sequence) = went_back_from {
-                    self.went_back(sequence);
+                match went_back_from {
+                    // Nobody has seen a store come so far, and there is no number after it to go on from.
+                    Some(sequence) if sequence >= SEQUENCE_MAX => {
+                        self.local.counters.messages_ignored += 1;
+                    }
+                    Some(sequence) => self.went_back(sequence),
+                    None => {}
                 }
                 if self.local.peers.is_known(from, header.start) {
                     self.hear(&header);
@@ -85,6 +99,7 @@ impl<S: Store> Node<S> {
     pub(super) fn hear(&mut self, header: &Header) {
         let local = &mut self.local;
         local.peers.heard(local.now, header.from, header.store, header.synced, header.wall);
+        local.peers.reached(header.from, header.epoch);
         let drift_max_ms = u64::try_from(local.settings.clock_drift_max.as_millis()).unwrap_or(u64::MAX);
         let wall = local.now.wall;
         local.replica.clock().observe(header.clock, wall, drift_max_ms);
@@ -145,6 +160,7 @@ impl<S: Store> Node<S> {
                 self.event(tag, Event::Stretch { store: header.store, entries, until });
             }
             Message::Declined { tag } => self.event(tag, Event::Declined),
+            Message::Agreement(message) => self.on_agreement(from, header.store, *message),
             Message::Hello { .. }
             | Message::Welcome { .. }
             | Message::DocumentRequest
@@ -161,7 +177,8 @@ impl<S: Store> Node<S> {
         let local = &mut self.local;
         for (peer, recovery) in local.peers.due(local.now, &local.settings) {
             let cluster = local.document.as_ref().map(|document| document.cluster);
-            local.send(peer, Message::Hello { cluster, recovery });
+            let (voter, digest) = (local.voter(), local.digest);
+            local.send(peer, Message::Hello { cluster, recovery, voter, digest });
         }
     }
 
@@ -177,6 +194,10 @@ impl<S: Store> Node<S> {
             for partition in partitions {
                 local.fill(partition);
             }
+            // It may have forgotten how it voted: whoever votes here from now on is another.
+            local.votes.renew(VoterId(local.rng.next_u64()));
+            self.agreement.round = None;
+            local.peers.greet_all_soon();
         }
     }
 
@@ -184,8 +205,12 @@ impl<S: Store> Node<S> {
     pub(super) fn note_epoch(&mut self, from: NodeId, epoch: Epoch) {
         let known = self.adopting.as_ref().map_or(self.local.epoch(), |document| document.epoch);
         let now = self.local.now.monotonic;
+        if epoch <= known {
+            return;
+        }
+        self.newer_epoch = Some((from, epoch));
         let is_patient = self.document_asked.is_some_and(|asked| now < asked + DOCUMENT_RETRY_AFTER);
-        if epoch > known && !is_patient {
+        if !is_patient {
             self.document_asked = Some(now);
             self.local.send(from, Message::DocumentRequest);
         }

@@ -3,7 +3,9 @@
 //! Nothing is decided here but who decides: requests become operations (`requests`), peers' messages go to the
 //! replica or to the operation that waits for them (`messages`), documents are adopted (`documents`).
 
+mod agreement;
 mod documents;
+mod inspect;
 mod messages;
 mod requests;
 
@@ -17,9 +19,10 @@ use messages::RecentForwards;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use requests::timeout;
-use ring::{ClusterDocument, NodeId, PartitionId};
+use ring::{ClusterDocument, Epoch, NodeId, PartitionId};
 
 use crate::{
+    agreement::{Agreement, forming::Forming, votes::Votes},
     coordinator::{
         Requester, Step, forward::ForwardOperation, outcomes::Outcomes, read::Ended, read::ReadOperation,
         write::WriteOperation,
@@ -28,6 +31,7 @@ use crate::{
     counters::Counters,
     event::{Input, Now, Output, Wake},
     exchange::{ExchangeOperation, Exchanges, RETRY_AFTER},
+    formation::Formation,
     hints::{HintOperation, Hints},
     local::{Event, Local},
     message::{Envelope, StartId},
@@ -54,6 +58,8 @@ pub struct Identity {
     pub node: NodeId,
     /// Other nodes, to be greeted before a document is known.
     pub seeds: Vec<NodeId>,
+    /// What the founders' configuration says, if the node is one of them. Without a document, founders form a cluster.
+    pub formation: Option<Formation>,
     /// Seeds the generator from which everything random is drawn: actors, the names of processes, jitter. Must be
     /// another one at every start: an actor that comes again claims to have seen what its namesake wrote.
     pub seed: [u8; 32],
@@ -66,6 +72,7 @@ pub struct Node<S> {
     outcomes: Outcomes,
     exchanges: Exchanges,
     hints: Hints,
+    agreement: Agreement,
     recovered: Recovered,
     /// Whether the store had never been written to when it was opened.
     is_new_store: bool,
@@ -77,8 +84,11 @@ pub struct Node<S> {
     adopting: Option<Arc<ClusterDocument>>,
     /// Copies whose marks may have been in a batch that was refused: they go into the next.
     marks_lost: BTreeSet<PartitionId>,
-    /// When a document was last asked for.
+    /// When a document was last asked for, if it has not come.
     document_asked: Option<Duration>,
+    /// Who was heard to have a newer document, and of which epoch: it is asked until it answers. What waits for the
+    /// document may be all that anyone would say.
+    newer_epoch: Option<(NodeId, Epoch)>,
     /// The mark of a stop in good order: none until it is due, then the batch that carries it.
     stopped: Stopped,
     /// When to find out whether a store that refused a batch takes one again.
@@ -131,10 +141,14 @@ impl<S: Store> Node<S> {
         settings.assert_sound();
         let mut rng = ChaCha8Rng::from_seed(identity.seed);
         let mut recovered = Recovered::read(&store);
-        let others = identity.seeds.into_iter().filter(|node| *node != identity.node);
+        let founders = identity.formation.iter().flat_map(|formation| formation.founders.keys().copied());
+        let others = identity.seeds.into_iter().chain(founders).filter(|node| *node != identity.node);
         let start = StartId(rng.next_u64());
         let memories = std::mem::take(&mut recovered.peers);
-        let peers = Peers::new(start, others, memories, store.recovered());
+        let peers = Peers::new(start, others.collect::<Vec<_>>(), memories, store.recovered());
+        let votes = Votes::open(&store, &mut rng);
+        let formation = identity.formation.filter(|_| recovered.document.is_none());
+        let forming = formation.and_then(|formation| Forming::new(identity.node, formation));
         let is_new_store = store.recovered() == Sequence(0) && recovered.marks.is_empty();
         let replica = Replica::new(store, &settings, planted);
         let local = Local {
@@ -147,6 +161,8 @@ impl<S: Store> Node<S> {
             copies: Copies::new(),
             peers,
             document: None,
+            digest: None,
+            votes,
             sharers: BTreeMap::new(),
             counters: Counters::default(),
             outbox: VecDeque::new(),
@@ -165,6 +181,7 @@ impl<S: Store> Node<S> {
             outcomes: Outcomes::new(),
             exchanges: Exchanges::new(),
             hints: Hints::new(),
+            agreement: Agreement::new(now.monotonic, forming),
             recovered,
             is_new_store,
             forwards: RecentForwards::default(),
@@ -172,6 +189,7 @@ impl<S: Store> Node<S> {
             adopting: None,
             marks_lost: BTreeSet::new(),
             document_asked: None,
+            newer_epoch: None,
             stopped: Stopped::No,
             probe_at: None,
             is_turn_open: true,
@@ -193,7 +211,12 @@ impl<S: Store> Node<S> {
                 let deadline = now.monotonic + timeout(&request, &self.local.settings);
                 self.begin(Requester::Client(client), request, deadline, true);
             }
+            Input::Change { client, change, timeout } => self.on_change(client, change, timeout),
             Input::Peer(envelope) => self.on_message(envelope),
+            Input::Connected(peer) => {
+                self.local.peers.connected(peer);
+                self.greet();
+            }
             Input::Committed(sequence) => self.on_committed(sequence),
             Input::CommitFailed(sequence) => self.on_commit_failed(sequence),
             Input::Document(document) => self.learn(document),
@@ -218,6 +241,11 @@ impl<S: Store> Node<S> {
             self.probe_at = None;
             self.local.replica.put_meta(self.local.peers.to_store());
         }
+        // A store that could not be read when the process began may be readable by now.
+        let _ = self.local.voter();
+        if let Some((node, epoch)) = self.newer_epoch.filter(|_| !self.local.is_stopping) {
+            self.note_epoch(node, epoch);
+        }
         self.greet();
         self.deliver_events();
     }
@@ -235,9 +263,14 @@ impl<S: Store> Node<S> {
     pub fn poll_timeout(&self) -> Option<(Duration, Wake)> {
         let settings = &self.local.settings;
         let background = (!self.local.is_stopping).then_some((&self.exchanges, &self.hints));
+        let document = self.newer_epoch.filter(|_| !self.local.is_stopping);
+        let ask_at = self.document_asked.map_or(Duration::ZERO, |asked| asked + DOCUMENT_RETRY_AFTER);
+        let agreement = (!self.local.is_stopping).then(|| self.agreement_due()).flatten();
         [
+            agreement.map(|at| (at, Wake::Agreement)),
             self.local.timers.first().map(|(at, _)| (*at, Wake::Operation)),
             self.local.peers.next_due(settings).map(|at| (at, Wake::Peers)),
+            document.map(|_| (ask_at, Wake::Peers)),
             self.probe_at.map(|at| (at, Wake::Storage)),
             background.and_then(|(exchanges, _)| exchanges.next_due(settings)).map(|at| (at, Wake::Exchange)),
             background.and_then(|(_, hints)| hints.next_due(&self.local)).map(|at| (at, Wake::Hints)),
@@ -250,6 +283,7 @@ impl<S: Store> Node<S> {
     /// Ends a turn: starts what has become possible, and seals the batch.
     fn end_turn(&mut self) {
         self.is_turn_open = false;
+        self.agree();
         self.hints.collect(&mut self.local);
         if !self.local.is_stopping {
             for hint in self.hints.replay(&mut self.local) {
@@ -263,6 +297,11 @@ impl<S: Store> Node<S> {
         self.hints.collect(&mut self.local);
         self.mark_stop();
         let local = &mut self.local;
+        if (local.replica.has_changes() || !local.replica.is_refusing())
+            && let Some(voter) = local.votes.take_unsaved()
+        {
+            local.replica.put_meta(voter);
+        }
         if local.replica.has_changes() {
             for partition in std::mem::take(&mut self.marks_lost) {
                 local.write_mark(partition);
@@ -352,6 +391,8 @@ impl<S: Store> Node<S> {
             for waiting in released.drain(..) {
                 match waiting {
                     Waiting::Document(document) => self.adopt(document),
+                    Waiting::Cast { to, message } => self.cast(to, *message),
+                    Waiting::Count { from, message } => self.count(from, *message),
                     Waiting::Message { .. } | Waiting::Event { .. } => self.local.release(waiting),
                 }
             }
@@ -366,6 +407,7 @@ impl<S: Store> Node<S> {
         let unmarked = local.copies.commit_failed(sequence);
         local.to_fill.extend(unmarked.into_iter().map(|partition| (partition, RETRY_AFTER)));
         local.peers.save_failed();
+        local.votes.save_failed();
         if self.stopped == Stopped::Marking(sequence) {
             self.stopped = Stopped::No;
         }
@@ -374,14 +416,12 @@ impl<S: Store> Node<S> {
         self.marks_lost.extend(filling);
         local.waiting.decline_stretches();
         for waiting in local.waiting.take(sequence) {
-            match waiting {
-                Waiting::Document(_) => {
-                    self.adopting = None;
-                    self.document_asked = None;
-                }
-                Waiting::Message { .. } | Waiting::Event { .. } => {
-                    self.local.release(waiting.refused());
-                }
+            if let Waiting::Document(_) = waiting {
+                self.adopting = None;
+                self.document_asked = None;
+            }
+            if let Some(refused) = waiting.refused() {
+                self.local.release(refused);
             }
         }
         // An exchange waits for all that was on its way: a later batch that succeeds does not make up for this one.
@@ -457,6 +497,42 @@ impl<S: Store> Node<S> {
             matches!(operation, Operation::Write(_) | Operation::Read(_) | Operation::Forward(_))
         };
         !self.operations.iter().any(|(_, operation)| is_request(operation))
+    }
+
+    /// Whether this node can coordinate: it has a document that records its store, it is not stopping, and its store
+    /// takes batches.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.local.is_recorded() && !self.local.is_stopping && !self.local.replica.is_refusing()
+    }
+
+    /// Whether a change has to record this node's store before it counts as what it is: its disk was replaced, or went
+    /// back in time.
+    #[must_use]
+    pub fn needs_readmission(&self) -> bool {
+        let Some(document) = &self.local.document else { return false };
+        let member = document.members.get(&self.local.node);
+        member.is_some_and(|member| {
+            let voter = self.local.votes.voter();
+            member.store != self.local.store_id() || voter.is_some_and(|voter| voter != member.voter)
+        })
+    }
+
+    /// Whether this node votes about documents: it is recorded as it is, and its peers have judged its store.
+    #[must_use]
+    pub fn votes(&self) -> bool {
+        self.may_vote()
+    }
+
+    /// The other nodes that it knows, and whether requests may be sent to each.
+    pub fn peers_status(&self) -> impl Iterator<Item = (NodeId, bool)> {
+        self.local.peers.status(self.local.now, &self.local.settings)
+    }
+
+    /// Founders that are configured otherwise than this one: as long as there are any, no cluster is formed.
+    #[must_use]
+    pub fn founders_differing(&self) -> Vec<NodeId> {
+        self.agreement.forming.iter().flat_map(Forming::differing).collect()
     }
 
     /// What this node has counted.

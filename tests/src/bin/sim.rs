@@ -42,6 +42,9 @@ struct Arguments {
     /// Plants this bug in every node, and makes its circumstances likely.
     #[arg(long, value_parser = bug_named)]
     bug: Option<PlantedBug>,
+    /// Makes the circumstances of this kind of run likely.
+    #[arg(long, value_parser = profile_named, conflicts_with = "bug")]
+    profile: Option<Profile>,
     /// Plants each bug in turn, and says how soon it is found.
     #[arg(long)]
     planted: bool,
@@ -70,6 +73,12 @@ fn bug_named(name: &str) -> Result<PlantedBug, String> {
     let names = PlantedBug::ALL.map(|bug| format!("{bug:?}"));
     let found = PlantedBug::ALL.into_iter().find(|bug| format!("{bug:?}").eq_ignore_ascii_case(name));
     found.ok_or_else(|| format!("the bugs are {}", names.join(", ")))
+}
+
+fn profile_named(name: &str) -> Result<Profile, String> {
+    let names = Profile::ALL.map(|profile| format!("{profile:?}"));
+    let found = Profile::ALL.into_iter().find(|profile| format!("{profile:?}").eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("the profiles are {}", names.join(", ")))
 }
 
 fn main() -> ExitCode {
@@ -116,6 +125,7 @@ fn report_failure(out: &mut impl Write, arguments: &Arguments, report: &RunRepor
         writeln!(out, "  {violation}")?;
     }
     let bug = arguments.bug.map_or(String::new(), |bug| format!(" --bug {bug:?}"));
+    let profile = arguments.profile.map_or(String::new(), |profile| format!(" --profile {profile:?}"));
     let operations = match arguments.operations {
         OPERATIONS_DEFAULT => String::new(),
         other => format!(" --operations {other}"),
@@ -123,7 +133,7 @@ fn report_failure(out: &mut impl Write, arguments: &Arguments, report: &RunRepor
     let seed = report.seed;
     writeln!(
         out,
-        "  cargo run --release -p quorate-tests --bin sim -- --seed {seed}{bug}{operations} --trace"
+        "  cargo run --release -p quorate-tests --bin sim -- --seed {seed}{bug}{profile}{operations} --trace"
     )
 }
 
@@ -155,7 +165,7 @@ fn planted(arguments: &Arguments) -> io::Result<bool> {
 }
 
 fn options(arguments: &Arguments, bug: Option<PlantedBug>) -> RunOptions {
-    let profile = bug.map_or(Profile::Any, profile_for);
+    let profile = bug.map_or(arguments.profile.unwrap_or_default(), profile_for);
     RunOptions { bug, profile, operations: arguments.operations, traced: arguments.trace }
 }
 

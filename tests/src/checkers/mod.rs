@@ -1,7 +1,9 @@
 //! Checkers: each reads a finished run's history and says where it breaks one promise.
 
+mod changes;
 mod convergence;
 mod definite_errors;
+mod documents;
 mod durable_means_durable;
 mod expiry;
 mod false_alarms;
@@ -13,6 +15,7 @@ mod resurrection;
 mod sessions;
 #[cfg(test)]
 mod story;
+mod votes;
 
 use std::fmt;
 
@@ -44,6 +47,12 @@ pub enum Checker {
     ForeignContexts,
     /// A value that has ended is not read.
     Expiry,
+    /// There is one document of each epoch, and each is the one before it with one change that was asked for.
+    Documents,
+    /// A change that was answered as done is in every later document, and known to all live members.
+    Changes,
+    /// A vote about a document is synced before it is told, and given only by whom it may be given.
+    Votes,
     /// P6, the other way round: a store that did not go back in time is not taken for one that did.
     FalseAlarms,
     /// No assertion fails, in the nodes or around them. Found where a run ends early, not in its history.
@@ -61,7 +70,7 @@ pub struct Violation {
 
 impl Checker {
     /// All of them.
-    pub const ALL: [Checker; 12] = [
+    pub const ALL: [Checker; 15] = [
         Checker::LostWrites,
         Checker::QuorumOverlap,
         Checker::DefiniteErrors,
@@ -72,6 +81,9 @@ impl Checker {
         Checker::Sessions,
         Checker::ForeignContexts,
         Checker::Expiry,
+        Checker::Documents,
+        Checker::Changes,
+        Checker::Votes,
         Checker::FalseAlarms,
         Checker::Assertions,
     ];
@@ -90,6 +102,9 @@ impl Checker {
             Checker::Sessions => sessions::check(history),
             Checker::ForeignContexts => foreign_contexts::check(history),
             Checker::Expiry => expiry::check(history),
+            Checker::Documents => documents::check(history),
+            Checker::Changes => changes::check(history),
+            Checker::Votes => votes::check(history),
             Checker::FalseAlarms => false_alarms::check(history),
             Checker::Assertions => Vec::new(),
         }

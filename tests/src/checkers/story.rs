@@ -32,7 +32,7 @@ impl Story {
         let keyspace = Keyspace::new("carts", 3, conflict, Durability::Disk);
         let member = |number: u32| {
             let (store, address) = (StoreId(number.into()), format!("node-{number}:4700"));
-            let member = Member { store, address, datacenter: DatacenterId(0), rack: RackId(0), weight: 100 };
+            let member = Member::new(store, address, DatacenterId(0), RackId(0), 100);
             (NodeId(number), member)
         };
         let document = ClusterDocument::founding(

@@ -1,0 +1,170 @@
+//! What a node shows of itself: to its driver, to operators, and to whoever asks why a key reads as it does.
+
+use bytes::Bytes;
+use client::{
+    Version,
+    wire::{ControlError, CopyState, HeldRecord, HeldVersion, KeysPage, NodeStatus, PeerStatus, ReplicaView},
+};
+use ring::{KeyspaceId, PartitionId};
+
+use super::Node;
+use crate::{
+    message::StartId,
+    replica::Held,
+    storage::{ObjectKey, Store},
+};
+
+/// The most keys that a page has, whatever was asked for.
+const PAGE_KEYS_MAX: u32 = 4096;
+
+impl<S: Store> Node<S> {
+    /// This run of the process.
+    #[must_use]
+    pub fn start_id(&self) -> StartId {
+        self.local.start
+    }
+
+    /// Whether this node can serve requests together with others: it is ready, and more than half of the members
+    /// are up, this one included.
+    #[must_use]
+    pub fn is_in_touch(&self) -> bool {
+        let Some(document) = self.local.document.as_ref() else { return false };
+        let up = document.members.keys().filter(|node| self.local.is_up(**node)).count();
+        self.is_ready() && up * 2 > document.members.len()
+    }
+
+    /// Hints that wait for their targets.
+    #[must_use]
+    pub fn hints_pending(&self) -> Vec<(ring::NodeId, usize)> {
+        self.hints.census()
+    }
+
+    /// How far this node's clock is ahead of the median of its peers', in milliseconds; none if none was heard.
+    #[must_use]
+    pub fn clock_drift_ms(&self) -> Option<i64> {
+        self.local.peers.drift_ms()
+    }
+
+    /// Bytes written and not yet synced.
+    #[must_use]
+    pub fn unsynced_bytes(&self) -> usize {
+        self.local.replica.unsynced_bytes()
+    }
+
+    /// Requests and background operations under way.
+    #[must_use]
+    pub fn operations(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// How the node fares. What only its driver knows, its software's version and how long it has run, is left empty.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let local = &self.local;
+        let (copies, copies_whole) = self.copies();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let members = local.document.iter().flat_map(|document| document.members.keys());
+        let peers = members.filter(|node| **node != local.node);
+        NodeStatus {
+            node: local.node,
+            version: String::new(),
+            store: local.store_id(),
+            is_recorded: local.is_recorded(),
+            epoch: local.epoch(),
+            is_ready: self.is_ready(),
+            copies: count(copies),
+            copies_whole: count(copies_whole),
+            uptime_ms: 0,
+            clock_drift_ms: self.clock_drift_ms(),
+            operations: count(self.operations()),
+            unsynced_bytes: u64::try_from(self.unsynced_bytes()).unwrap_or(u64::MAX),
+            hints_pending: self.hints_pending().iter().map(|(_, count)| *count as u64).sum(),
+            peers: peers.map(|&node| PeerStatus { node, is_up: local.is_up(node) }).collect(),
+        }
+    }
+
+    /// What this node holds of a key.
+    ///
+    /// # Errors
+    ///
+    /// `NotReady` without a document, `UnknownKeyspace`, `StorageFailed` if it cannot be read.
+    pub fn replica_view(&self, keyspace: KeyspaceId, key: &[u8]) -> Result<ReplicaView, ControlError> {
+        let document = self.local.document.as_ref().ok_or(ControlError::NotReady)?;
+        if !document.keyspaces.contains_key(&keyspace) {
+            return Err(ControlError::UnknownKeyspace);
+        }
+        let object = ObjectKey::new(keyspace, key);
+        let copy = self.copy_state(object.partition(document.partitions));
+        let record = match self.local.replica.inspect(&object) {
+            Held::Record(record) => {
+                let is_synced = self.local.replica.pending(&object).is_none();
+                Some(held_record(&record, is_synced))
+            }
+            Held::Nothing => None,
+            Held::Damaged | Held::Unreadable => return Err(ControlError::StorageFailed),
+        };
+        Ok(ReplicaView { node: self.local.node, copy, record })
+    }
+
+    fn copy_state(&self, partition: PartitionId) -> CopyState {
+        match self.local.copies.gained(partition) {
+            None => CopyState::None,
+            Some(_) if self.local.is_recorded() && self.local.copies.is_whole(partition) => CopyState::Whole,
+            Some(_) => CopyState::Filling,
+        }
+    }
+
+    /// A page of the keys that this node holds of a partition and that have a live value.
+    ///
+    /// # Errors
+    ///
+    /// `NotReady` without a document, `UnknownKeyspace`, `NotOwner`, `StorageFailed` if the store cannot say.
+    pub fn keys_page(
+        &self,
+        keyspace: KeyspaceId,
+        partition: PartitionId,
+        after: Option<&Bytes>,
+        limit: u32,
+    ) -> Result<KeysPage, ControlError> {
+        let document = self.local.document.as_ref().ok_or(ControlError::NotReady)?;
+        if !document.keyspaces.contains_key(&keyspace) {
+            return Err(ControlError::UnknownKeyspace);
+        }
+        let copy = self.copy_state(partition);
+        if copy == CopyState::None {
+            return Err(ControlError::NotOwner);
+        }
+        let limit = usize::try_from(limit.clamp(1, PAGE_KEYS_MAX)).unwrap_or(1);
+        let (start, end) = ObjectKey::range(keyspace, partition, document.partitions);
+        // What to continue after comes from outside: it may not lead out of the partition.
+        let after = after.map(|after| after.clone().clamp(start, end));
+        let stretch = self
+            .local
+            .replica
+            .stretch(keyspace, partition, document.partitions, (after.as_ref(), None), limit)
+            .map_err(|_| ControlError::StorageFailed)?;
+        let wall = self.local.now.wall;
+        let is_live = |held: &Held| matches!(held, Held::Record(record) if !record.live(wall).is_empty());
+        let live = stretch.held.iter().filter(|(_, held)| is_live(held));
+        let keys = live.map(|(object, _)| object.key()).collect();
+        Ok(KeysPage { keys, is_whole: copy == CopyState::Whole, next: stretch.until })
+    }
+}
+
+fn held_record(record: &antientropy::version::Record, is_synced: bool) -> HeldRecord {
+    // All values that are stored, expired ones too: whoever asks wants to know why one is not shown.
+    let values = record.live(antientropy::version::UnixMillis(0));
+    let versions = values.into_iter().map(|(dot, value)| HeldVersion {
+        version: Version { counter: dot.counter.0, actor: dot.actor.0 },
+        value_bytes: u64::try_from(value.bytes.len()).unwrap_or(u64::MAX),
+        expires_unix_ms: value.expires.map(|expires| expires.0),
+    });
+    let context = record.context();
+    let entries = context.entries().iter();
+    HeldRecord {
+        digest: Bytes::copy_from_slice(&record.digest().0),
+        versions: versions.collect(),
+        context: entries.map(|(actor, counter)| Version { counter: counter.0, actor: actor.0 }).collect(),
+        is_synced,
+    }
+}
