@@ -1,0 +1,295 @@
+//! What the kinds of messages say.
+//!
+//! ```text
+//!  1 hello              cluster (option of 8), recovered (8), lowest (8), unconfirmed (list of 8)
+//!  2 welcome            start (8), went back from (option of 8)
+//!  3 document request   nothing
+//!  4 document           the cluster document (serde)
+//!  5 forward            tag, remaining (duration), request, as clients send it
+//!  6 forwarded          tag, reply, as clients get it
+//!  7 merge              tag, object, durability (1), path (1), record
+//!  8 merged             tag, 1 applied: gained (8); 2 refused: why (1)
+//!  9 read               tag, object, kind (1), purpose: 1 count: n (option of 1), durable (bool); 2 repair
+//! 10 answer             tag, 1 data: option of record; 2 digest (16); 3 filling; 4 refused; 5 stale epoch; 6 not owner
+//! 11 tree               tag, keyspace (4), partition (2), after (option of bytes)
+//! 12 stretch            tag, until (option of bytes), list of: object, digest (16)
+//! 13 declined           tag
+//!
+//! tag       operation (8), question (4)
+//! object    bytes: its name in encoded form, with its token
+//! record    as `antientropy::version` has it
+//! ```
+//!
+//! The tables below have the codes of choices. Kinds from 14 are free; one whose payload is a serde value goes as the
+//! document does.
+
+use std::sync::Arc;
+
+use antientropy::version::{Record, VersionDigest};
+use bytes::{BufMut, Bytes, BytesMut};
+use client::{
+    wire::{
+        Element, Field, Malformed, decode_reply, decode_request, encode_reply, encode_request, put_count,
+        put_serde, take_count, take_serde,
+    },
+    wire_fields, wire_newtypes, wire_variants,
+};
+
+use super::DecodeError;
+use crate::{
+    message::{
+        MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind, ReadPurpose, Recovery, StartId,
+        Tag,
+    },
+    storage::{ObjectKey, Sequence},
+};
+
+const HELLO: u8 = 1;
+const WELCOME: u8 = 2;
+const DOCUMENT_REQUEST: u8 = 3;
+const DOCUMENT: u8 = 4;
+const FORWARD: u8 = 5;
+const FORWARDED: u8 = 6;
+const MERGE: u8 = 7;
+const MERGED: u8 = 8;
+const READ: u8 = 9;
+const ANSWER: u8 = 10;
+const TREE: u8 = 11;
+const STRETCH: u8 = 12;
+const DECLINED: u8 = 13;
+const AGREEMENT: u8 = 14;
+
+const DATA: u8 = 1;
+const DIGEST: u8 = 2;
+const FILLING: u8 = 3;
+const REFUSED: u8 = 4;
+const STALE_EPOCH: u8 = 5;
+const NOT_OWNER: u8 = 6;
+
+wire_newtypes!(StartId, Sequence);
+wire_fields!(Tag { operation, question });
+wire_fields!(Recovery { recovered, lowest, unconfirmed });
+
+wire_variants!(MergePath, "path of a merge", {
+    1 => Write,
+    2 => ReadRepair,
+    3 => Hint,
+    4 => AntiEntropy,
+    5 => Movement,
+});
+wire_variants!(MergeOutcome, "outcome of a merge", {
+    1 => Applied { gained },
+    2 => Refused(refusal),
+});
+wire_variants!(MergeRefusal, "refusal of a merge", {
+    1 => StaleEpoch,
+    2 => NotOwner,
+    3 => Mismatched,
+    4 => Overloaded,
+    5 => StorageFailed,
+});
+wire_variants!(ReadKind, "kind of read", { 1 => Data, 2 => Digest });
+wire_variants!(ReadPurpose, "purpose of a read", {
+    1 => Count { n, durable },
+    2 => Repair,
+});
+
+impl Element for StartId {
+    const BYTES_MIN: usize = 8;
+}
+
+/// The shortest entry of a stretch: the length of a name, a name without a key, which will be refused, and a digest.
+const ENTRY_BYTES_MIN: usize = 4 + 12 + 16;
+
+/// The byte that says what a message is.
+pub(super) fn kind(message: &Message) -> u8 {
+    match message {
+        Message::Hello { .. } => HELLO,
+        Message::Welcome { .. } => WELCOME,
+        Message::DocumentRequest => DOCUMENT_REQUEST,
+        Message::Document(_) => DOCUMENT,
+        Message::Forward { .. } => FORWARD,
+        Message::Forwarded { .. } => FORWARDED,
+        Message::Merge { .. } => MERGE,
+        Message::Merged { .. } => MERGED,
+        Message::Read { .. } => READ,
+        Message::Answer { .. } => ANSWER,
+        Message::Tree { .. } => TREE,
+        Message::Stretch { .. } => STRETCH,
+        Message::Declined { .. } => DECLINED,
+        Message::Agreement(_) => AGREEMENT,
+    }
+}
+
+/// Appends what a message of its kind says.
+pub(super) fn put(message: &Message, out: &mut BytesMut) {
+    match message {
+        Message::Hello { cluster, recovery, voter, digest } => {
+            cluster.put_to(out);
+            recovery.put_to(out);
+            voter.put_to(out);
+            digest.put_to(out);
+        }
+        Message::Welcome { start, went_back_from } => {
+            start.put_to(out);
+            went_back_from.put_to(out);
+        }
+        Message::DocumentRequest => {}
+        Message::Document(document) => put_serde(&**document, out),
+        Message::Forward { tag, request, remaining } => {
+            tag.put_to(out);
+            remaining.put_to(out);
+            encode_request(request, out);
+        }
+        Message::Forwarded { tag, reply } => {
+            tag.put_to(out);
+            encode_reply(reply, out);
+        }
+        Message::Merge { tag, object, record, durability, path } => {
+            tag.put_to(out);
+            object.encoded().put_to(out);
+            durability.put_to(out);
+            path.put_to(out);
+            record.encode(out);
+        }
+        Message::Merged { tag, outcome } => {
+            tag.put_to(out);
+            outcome.put_to(out);
+        }
+        Message::Read { tag, object, kind, purpose } => {
+            tag.put_to(out);
+            object.encoded().put_to(out);
+            kind.put_to(out);
+            purpose.put_to(out);
+        }
+        Message::Answer { tag, answer } => {
+            tag.put_to(out);
+            put_answer(answer, out);
+        }
+        Message::Tree { tag, keyspace, partition, after } => {
+            tag.put_to(out);
+            keyspace.put_to(out);
+            partition.put_to(out);
+            after.put_to(out);
+        }
+        Message::Stretch { tag, entries, until } => {
+            tag.put_to(out);
+            until.put_to(out);
+            put_count(entries.len(), out);
+            for (object, digest) in entries {
+                object.encoded().put_to(out);
+                out.put_slice(&digest.0);
+            }
+        }
+        Message::Declined { tag } => tag.put_to(out),
+        Message::Agreement(agreement) => put_serde(&**agreement, out),
+    }
+}
+
+/// Takes what a message of this kind says.
+pub(super) fn take(kind: u8, input: &mut Bytes) -> Result<Message, DecodeError> {
+    Ok(match kind {
+        HELLO => Message::Hello {
+            cluster: Field::take_from(input)?,
+            recovery: Field::take_from(input)?,
+            voter: Field::take_from(input)?,
+            digest: Field::take_from(input)?,
+        },
+        WELCOME => {
+            Message::Welcome { start: Field::take_from(input)?, went_back_from: Field::take_from(input)? }
+        }
+        DOCUMENT_REQUEST => Message::DocumentRequest,
+        DOCUMENT => Message::Document(Arc::new(take_serde(input)?)),
+        FORWARD => Message::Forward {
+            tag: Field::take_from(input)?,
+            remaining: Field::take_from(input)?,
+            request: Box::new(decode_request(input)?),
+        },
+        FORWARDED => {
+            Message::Forwarded { tag: Field::take_from(input)?, reply: Box::new(decode_reply(input)?) }
+        }
+        MERGE => Message::Merge {
+            tag: Field::take_from(input)?,
+            object: take_object(input)?,
+            durability: Field::take_from(input)?,
+            path: Field::take_from(input)?,
+            record: Arc::new(Record::decode(input)?),
+        },
+        MERGED => Message::Merged { tag: Field::take_from(input)?, outcome: Field::take_from(input)? },
+        READ => Message::Read {
+            tag: Field::take_from(input)?,
+            object: take_object(input)?,
+            kind: Field::take_from(input)?,
+            purpose: Field::take_from(input)?,
+        },
+        ANSWER => Message::Answer { tag: Field::take_from(input)?, answer: take_answer(input)? },
+        TREE => Message::Tree {
+            tag: Field::take_from(input)?,
+            keyspace: Field::take_from(input)?,
+            partition: Field::take_from(input)?,
+            after: Field::take_from(input)?,
+        },
+        STRETCH => Message::Stretch {
+            tag: Field::take_from(input)?,
+            until: Field::take_from(input)?,
+            entries: take_entries(input)?,
+        },
+        DECLINED => Message::Declined { tag: Field::take_from(input)? },
+        AGREEMENT => Message::Agreement(Box::new(take_serde(input)?)),
+        unknown => return Err(Malformed::UnknownKind(unknown).into()),
+    })
+}
+
+fn put_answer(answer: &ReadAnswer, out: &mut BytesMut) {
+    match answer {
+        ReadAnswer::Data(record) => {
+            out.put_u8(DATA);
+            record.is_some().put_to(out);
+            record.iter().for_each(|record| record.encode(out));
+        }
+        ReadAnswer::Digest(digest) => {
+            out.put_u8(DIGEST);
+            out.put_slice(&digest.0);
+        }
+        ReadAnswer::Filling => out.put_u8(FILLING),
+        ReadAnswer::Refused => out.put_u8(REFUSED),
+        ReadAnswer::StaleEpoch => out.put_u8(STALE_EPOCH),
+        ReadAnswer::NotOwner => out.put_u8(NOT_OWNER),
+    }
+}
+
+fn take_answer(input: &mut Bytes) -> Result<ReadAnswer, DecodeError> {
+    Ok(match u8::take_from(input)? {
+        DATA if bool::take_from(input)? => ReadAnswer::Data(Some(Arc::new(Record::decode(input)?))),
+        DATA => ReadAnswer::Data(None),
+        DIGEST => ReadAnswer::Digest(take_digest(input)?),
+        FILLING => ReadAnswer::Filling,
+        REFUSED => ReadAnswer::Refused,
+        STALE_EPOCH => ReadAnswer::StaleEpoch,
+        NOT_OWNER => ReadAnswer::NotOwner,
+        value => return Err(Malformed::UnknownValue { of: "answer", value }.into()),
+    })
+}
+
+/// The entries of a stretch, in the order that whoever compares them relies on.
+fn take_entries(input: &mut Bytes) -> Result<Vec<(ObjectKey, VersionDigest)>, DecodeError> {
+    let count = take_count(input, ENTRY_BYTES_MIN)?;
+    let mut entries: Vec<(ObjectKey, VersionDigest)> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let object = take_object(input)?;
+        if entries.last().is_some_and(|(last, _)| *last >= object) {
+            return Err(DecodeError::StretchOutOfOrder);
+        }
+        entries.push((object, take_digest(input)?));
+    }
+    Ok(entries)
+}
+
+/// A name, which has to be an object's.
+fn take_object(input: &mut Bytes) -> Result<ObjectKey, DecodeError> {
+    ObjectKey::decode(&Bytes::take_from(input)?).ok_or(DecodeError::NotAnObject)
+}
+
+fn take_digest(input: &mut Bytes) -> Result<VersionDigest, DecodeError> {
+    Ok(VersionDigest(u128::take_from(input)?.to_be_bytes()))
+}
