@@ -14,6 +14,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use ring::{KeyspaceId, PartitionId, Partitions, StoreId, Token};
 use thiserror::Error;
 
+pub use crate::agreement::{StoredVotes, read_votes};
+pub use crate::recovery::read_document;
 pub use memory::{CrashDamage, MemoryEngine};
 pub use stored::{Unreadable, read_record};
 pub(crate) use stored::{decode_stored, encode_stored, open_stored, seal_stored};
