@@ -9,12 +9,14 @@
 //! a *tree* range. Client writes, read repair, hints, exchanges and data movement all end in the same merge, which is
 //! commutative, associative and idempotent; so none of them needs an order or a lock against the others.
 
+mod agreement;
 mod cache;
 mod coordinator;
 mod copies;
 mod counters;
 mod event;
 mod exchange;
+mod formation;
 mod hints;
 mod local;
 pub mod message;
@@ -31,9 +33,11 @@ mod settings;
 pub mod shell;
 pub mod storage;
 mod waiting;
+pub mod wire;
 
 pub use counters::Counters;
-pub use event::{ClientTag, Input, Now, Output, Wake};
+pub use event::{Change, ClientTag, Input, Now, Output, Wake};
+pub use formation::{Formation, Founder};
 pub use node::{Identity, Node};
 pub use planted::PlantedBug;
 pub use settings::Settings;

@@ -1,0 +1,251 @@
+//! `quorated`: runs a node, or a whole cluster for development.
+
+// A program's `main` deals with the world.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::{Args, Parser, Subcommand};
+use node::shell::{
+    config::Config,
+    dev::{DevCluster, DevOptions, Mode, NODES_MAX},
+    server::Server,
+};
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing_subscriber::EnvFilter;
+
+/// Names the filter of the log, in the form of `tracing`'s directives.
+const LOG_VARIABLE: &str = "QUORATE_LOG";
+/// How often a running cluster is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A node of Quorate.
+///
+/// Exit codes: 0 stopped in good order, 1 could not go on, 2 usage or a configuration that cannot be used, 3 could not
+/// start.
+#[derive(Debug, Parser)]
+#[command(name = "quorated", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Writes the log as JSON, one object a line.
+    #[arg(long, global = true)]
+    json_logs: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs one node until it is told to stop (SIGTERM or Ctrl-C).
+    Run(Run),
+    /// Checks a configuration and reports all of its faults.
+    CheckConfig {
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Runs a cluster on this machine, for development.
+    ///
+    /// Makes certificates and configurations in a directory of its own, starts the nodes and prints a line with the
+    /// word `ready` when all of them can coordinate requests. A later start goes on with the same data. Ctrl-C stops
+    /// everything in good order.
+    Dev(Dev),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The node's configuration.
+    #[arg(long)]
+    config: PathBuf,
+    /// Stops when the standard input closes: whoever started this has ended.
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+struct Dev {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=i64::from(NODES_MAX)))]
+    nodes: u32,
+    /// Where everything is kept.
+    #[arg(long, default_value = "./quorate-dev")]
+    dir: PathBuf,
+    /// Node i listens on this port + i - 1 for QUIC.
+    #[arg(long, default_value_t = 7400)]
+    base_port: u16,
+    /// Node i listens on this port + i - 1 for HTTP.
+    #[arg(long, default_value_t = 7500)]
+    http_base_port: u16,
+    /// Each node a process of its own, which can be killed. Its id is in DIR/node-i/pid.
+    #[arg(long)]
+    processes: bool,
+    /// Datacenters, separated by commas, to which the nodes are dealt in turn.
+    #[arg(long, value_delimiter = ',', default_value = "local")]
+    datacenters: Vec<String>,
+    /// Begins anew: removes what an earlier run left in the directory.
+    #[arg(long)]
+    fresh: bool,
+}
+
+/// How the program ends badly.
+#[derive(Debug)]
+enum Failure {
+    /// A configuration or an option cannot be used.
+    Usage(String),
+    /// It could not start.
+    Start(String),
+    /// It could not go on.
+    Running(String),
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Failure::Running(_) => 1,
+            Failure::Usage(_) => 2,
+            Failure::Start(_) => 3,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Usage(text) | Failure::Start(text) | Failure::Running(text) => f.write_str(text),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Run(run) => {
+            start_log("info", arguments.json_logs);
+            run_node(&run)
+        }
+        Command::CheckConfig { config } => check_config(&config),
+        Command::Dev(dev) => {
+            start_log("warn", arguments.json_logs);
+            run_dev(dev)
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nobody is left to tell if the error stream is closed.
+            drop(writeln!(io::stderr(), "quorated: {failure}"));
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn start_log(default: &str, as_json: bool) {
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    if as_json {
+        log.json().init();
+    } else {
+        log.with_ansi(io::stderr().is_terminal()).init();
+    }
+}
+
+/// Signals that ask the program to stop, and whatever else does.
+fn stop_requests(with_stdin: bool) -> Result<watch::Receiver<bool>, Failure> {
+    let (tell, told) = watch::channel(false);
+    let machine = |error: io::Error| Failure::Start(format!("cannot wait for signals: {error}"));
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(machine)?;
+    let guard = runtime.enter();
+    let mut terminate = signal(SignalKind::terminate()).map_err(machine)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(machine)?;
+    drop(guard);
+    if with_stdin {
+        let tell = tell.clone();
+        thread::spawn(move || {
+            let mut nothing = [0; 64];
+            while matches!(io::stdin().read(&mut nothing), Ok(count) if count > 0) {}
+            _ = tell.send(true);
+        });
+    }
+    thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+        _ = tell.send(true);
+    });
+    Ok(told)
+}
+
+fn run_node(run: &Run) -> Result<(), Failure> {
+    let stop = stop_requests(run.stop_with_stdin)?;
+    let config = Config::load(&run.config).map_err(|error| Failure::Usage(error.to_string()))?;
+    let server = Server::start(config).map_err(|error| Failure::Start(error.to_string()))?;
+    while !*stop.borrow() && !server.is_finished() {
+        thread::sleep(WATCH_INTERVAL / 4);
+    }
+    server.stop();
+    server.join().map_err(|error| Failure::Running(error.to_string()))
+}
+
+fn check_config(path: &Path) -> Result<(), Failure> {
+    let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
+    let founders = config.formation.founders.len();
+    let told = writeln!(io::stdout(), "{}: good: node {} of {founders}", path.display(), config.id.0);
+    told.map_err(|error| Failure::Running(error.to_string()))
+}
+
+fn run_dev(dev: Dev) -> Result<(), Failure> {
+    let began = Instant::now();
+    let stop = stop_requests(false)?;
+    let options = DevOptions {
+        nodes: dev.nodes,
+        directory: dev.dir,
+        base_port: dev.base_port,
+        http_base_port: dev.http_base_port,
+        datacenters: dev.datacenters,
+        fresh: dev.fresh,
+    };
+    let program = std::env::current_exe().map_err(|error| Failure::Start(error.to_string()))?;
+    let quorate = command_to_paste(&program);
+    let mode = if dev.processes { Mode::Processes { program } } else { Mode::Threads };
+    let nodes = options.nodes;
+    let started = DevCluster::start(options, &mode, || *stop.borrow());
+    let mut cluster = started.map_err(|error| Failure::Start(error.to_string()))?;
+    let mut out = io::stdout();
+    let told = writeln!(out, "ready: {nodes} nodes in {:.2} s", began.elapsed().as_secs_f64())
+        .and_then(|()| cluster.describe(&mut out, &quorate))
+        .and_then(|()| writeln!(out, "Ctrl-C stops them."))
+        .and_then(|()| out.flush());
+    while told.is_ok() && !*stop.borrow() && !cluster.is_over() {
+        for sentence in cluster.newly_ended() {
+            drop(writeln!(io::stdout(), "{sentence}"));
+        }
+        thread::sleep(WATCH_INTERVAL);
+    }
+    let ended_by_itself = cluster.is_over();
+    cluster.stop();
+    if ended_by_itself { Err(Failure::Running("all nodes have ended".to_owned())) } else { Ok(()) }
+}
+
+/// How the user calls the client program: by its path if it was built beside this one.
+fn command_to_paste(program: &Path) -> String {
+    let beside = program.with_file_name("quorate");
+    if beside.exists() {
+        let here = std::env::current_dir().unwrap_or_default();
+        let shown = beside.strip_prefix(&here).map_or(beside.clone(), Path::to_path_buf);
+        return shown.display().to_string();
+    }
+    "cargo run --release --bin quorate --".to_owned()
+}

@@ -1,0 +1,226 @@
+//! Connections of clients: requests in, replies out, many under way at once on one stream.
+
+use std::{cell::Cell, rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use client::{
+    Access, GetError, Limit, Operation, Refusal, Reply, Request, WriteError,
+    wire::{
+        ClientMessage, ControlError, ControlReply, ControlRequest, DecodeError, FrameReader,
+        MESSAGE_BYTES_MAX, ServerMessage, ServerWelcome, negotiate,
+    },
+};
+use quinn::{Connection, RecvStream};
+use ring::{ClusterId, Epoch, NodeId};
+use tokio::{task, time};
+
+use super::{
+    closing::Closing,
+    mailbox::{Mail, Mailbox},
+    outbox::{NotSent, Outbox},
+};
+
+/// How long a client may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One client's connection.
+pub(crate) struct ClientConnection {
+    connection: Connection,
+    outbox: Outbox,
+    access: Access,
+    requests_max: usize,
+    under_way: Cell<usize>,
+}
+
+/// What a welcome says, and what a connection may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Greeting {
+    pub(crate) node: NodeId,
+    pub(crate) cluster: Option<ClusterId>,
+    pub(crate) epoch: Epoch,
+    pub(crate) requests_max: usize,
+    pub(crate) outgoing_bytes_max: usize,
+}
+
+impl ClientConnection {
+    /// Replies to a request of the data path.
+    pub(crate) fn reply(&self, id: u64, epoch: Epoch, reply: Reply) {
+        self.under_way.set(self.under_way.get().saturating_sub(1));
+        self.send(&ServerMessage::Reply { id, epoch, reply });
+    }
+
+    /// Replies to a control request.
+    pub(crate) fn reply_control(&self, id: u64, epoch: Epoch, reply: Result<ControlReply, ControlError>) {
+        self.under_way.set(self.under_way.get().saturating_sub(1));
+        self.send(&ServerMessage::Control { id, epoch, reply });
+    }
+
+    /// A client that lets its replies pile up is cut off: it would never know which of them it missed.
+    fn send(&self, message: &ServerMessage) {
+        if self.outbox.push(|out| message.encode(out)) == Err(NotSent) && !self.outbox.is_closed() {
+            self.outbox.close();
+            Closing::TooSlow.close(&self.connection);
+        }
+    }
+
+    /// Whether nobody reads the replies any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.outbox.is_closed()
+    }
+
+    /// What a request needs, if the certificate does not have it.
+    fn lacks(&self, needs: Access) -> Option<Access> {
+        (self.access < needs).then_some(needs)
+    }
+
+    /// Hands a request on, or answers it at once if it is not allowed or there are too many.
+    async fn on_request(self: &Rc<Self>, mailbox: &Mailbox, id: u64, request: Request) {
+        let (operation, needs) = match request {
+            Request::Get(_) => (Operation::Read, Access::Read),
+            Request::Put(_) | Request::Delete(_) => (Operation::Write, Access::Write),
+        };
+        let refusal = match self.lacks(needs) {
+            Some(needs) => Some(Refusal::Forbidden { needs }),
+            None if self.under_way.get() >= self.requests_max => Some(Refusal::Overloaded(Limit::Requests)),
+            None => None,
+        };
+        self.under_way.set(self.under_way.get() + 1);
+        match refusal {
+            Some(refusal) => self.reply(id, Epoch(0), refused(operation, refusal)),
+            None => mailbox.put_patiently(Mail::Request { from: Rc::clone(self), id, request }).await,
+        }
+    }
+
+    async fn on_control(self: &Rc<Self>, mailbox: &Mailbox, id: u64, request: ControlRequest) {
+        let needs = match request {
+            ControlRequest::Document
+            | ControlRequest::Status
+            | ControlRequest::Explain { .. }
+            | ControlRequest::Keys { .. } => Access::Read,
+            ControlRequest::CreateKeyspace(_) | ControlRequest::Readmit { .. } => Access::Admin,
+        };
+        let refusal = match self.lacks(needs) {
+            Some(needs) => Some(ControlError::Forbidden { needs }),
+            None if self.under_way.get() >= self.requests_max => Some(ControlError::Overloaded),
+            None => None,
+        };
+        self.under_way.set(self.under_way.get() + 1);
+        match refusal {
+            Some(refusal) => self.reply_control(id, Epoch(0), Err(refusal)),
+            None => mailbox.put_patiently(Mail::Control { from: Rc::clone(self), id, request }).await,
+        }
+    }
+}
+
+/// The reply to a request of this kind that is refused.
+fn refused(operation: Operation, refusal: Refusal) -> Reply {
+    match operation {
+        Operation::Read => Reply::Get(Err(GetError::Refused(refusal))),
+        Operation::Write => Reply::Write(Err(WriteError::Refused(refusal))),
+    }
+}
+
+/// Serves a client's connection until it ends.
+pub(crate) async fn serve(connection: Connection, access: Access, greeting: Greeting, mailbox: Rc<Mailbox>) {
+    let closing = match greet(&connection, access, greeting).await {
+        Ok((client, mut receiver, frames)) => {
+            let closing = read(&client, &mut receiver, frames, &mailbox).await;
+            client.outbox.close();
+            closing
+        }
+        Err(closing) => closing,
+    };
+    closing.close(&connection);
+}
+
+/// The client's hello and the node's welcome.
+async fn greet(
+    connection: &Connection,
+    access: Access,
+    greeting: Greeting,
+) -> Result<(Rc<ClientConnection>, RecvStream, FrameReader), Closing> {
+    let opening = async {
+        let (sender, mut receiver) = connection.accept_bi().await.map_err(|_| Closing::Done)?;
+        let mut frames = FrameReader::new(MESSAGE_BYTES_MAX);
+        let first = next_frame(&mut receiver, &mut frames).await?.ok_or(Closing::Done)?;
+        Ok((sender, receiver, frames, first))
+    };
+    let opened = time::timeout(HELLO_TIMEOUT, opening).await.map_err(|_| Closing::NoHello)?;
+    let (mut sender, receiver, frames, first) = opened?;
+    let version = match ClientMessage::decode(first).map_err(|_| Closing::Malformed)? {
+        ClientMessage::Hello(hello) => negotiate(hello.version).map_err(|_| Closing::Version)?,
+        ClientMessage::Request { .. } | ClientMessage::Control { .. } => return Err(Closing::NoHello),
+    };
+    let client = Rc::new(ClientConnection {
+        connection: connection.clone(),
+        outbox: Outbox::new(greeting.outgoing_bytes_max),
+        access,
+        requests_max: greeting.requests_max,
+        under_way: Cell::new(0),
+    });
+    client.send(&ServerMessage::Welcome(ServerWelcome {
+        version,
+        features: 0,
+        node: greeting.node,
+        cluster: greeting.cluster,
+        epoch: greeting.epoch,
+        access,
+    }));
+    let outbox = client.outbox.clone();
+    task::spawn_local(async move {
+        if outbox.write_to(&mut sender).await.is_ok() {
+            // Nobody is left to tell if the stream is gone.
+            drop(sender.finish());
+        }
+    });
+    Ok((client, receiver, frames))
+}
+
+/// Reads requests until the connection ends.
+async fn read(
+    client: &Rc<ClientConnection>,
+    receiver: &mut RecvStream,
+    mut frames: FrameReader,
+    mailbox: &Mailbox,
+) -> Closing {
+    loop {
+        let body = match next_frame(receiver, &mut frames).await {
+            Ok(Some(body)) => body,
+            Ok(None) => return Closing::Done,
+            Err(closing) => return closing,
+        };
+        match ClientMessage::decode(body) {
+            Ok(ClientMessage::Request { id, request }) => client.on_request(mailbox, id, request).await,
+            Ok(ClientMessage::Control { id, request }) => client.on_control(mailbox, id, request).await,
+            // What cannot be read of one request is no reason to give up the others.
+            Err(DecodeError::Request { id, operation, .. }) => {
+                client.under_way.set(client.under_way.get() + 1);
+                client.reply(id, Epoch(0), refused(operation, Refusal::Malformed));
+            }
+            Err(DecodeError::Control { id, .. }) => {
+                client.under_way.set(client.under_way.get() + 1);
+                client.reply_control(id, Epoch(0), Err(ControlError::Unsupported));
+            }
+            Ok(ClientMessage::Hello(_)) | Err(DecodeError::Frame(_)) => return Closing::Malformed,
+        }
+    }
+}
+
+/// The next frame's body; none at the end of the stream.
+pub(crate) async fn next_frame(
+    receiver: &mut RecvStream,
+    frames: &mut FrameReader,
+) -> Result<Option<Bytes>, Closing> {
+    loop {
+        if let Some(body) = frames.next().map_err(|_| Closing::Malformed)? {
+            return Ok(Some(body));
+        }
+        match receiver.read_chunk(CHUNK_BYTES_MAX, true).await {
+            Ok(Some(chunk)) => frames.push(chunk.bytes),
+            Ok(None) | Err(_) => return Ok(None),
+        }
+    }
+}
+
+/// Bytes that are taken off a stream at a time.
+const CHUNK_BYTES_MAX: usize = 256 * 1024;

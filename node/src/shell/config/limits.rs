@@ -1,0 +1,128 @@
+//! What may be set of a node's limits and intervals, with what raising each costs.
+
+use std::time::Duration;
+
+use antientropy::version::ContextKey;
+
+use super::read::Section;
+use crate::Settings;
+
+/// A node's limits.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    settings: Settings,
+    /// Connections of clients at once.
+    pub client_connections_max: usize,
+    /// Requests under way on one connection.
+    pub connection_requests_max: usize,
+    /// Bytes that wait to be sent on one connection.
+    pub outgoing_bytes_max: usize,
+    /// How long a stop waits for what is under way.
+    pub stop_timeout: Duration,
+}
+
+impl Limits {
+    /// Reads `[limits]`.
+    pub(super) fn read(mut section: Section<'_>) -> Limits {
+        // The secret is put in place when the settings are asked for.
+        let defaults = Settings::new(ContextKey::new([0; 32]));
+        let settings = Settings {
+            read_retry_after: section.millis(
+                "read_retry_after_ms",
+                defaults.read_retry_after,
+                "milliseconds after which a silent replica is replaced by the next in a read; more waits longer for \
+                 a slow one",
+            ),
+            forward_retry_after: section.millis(
+                "forward_retry_after_ms",
+                defaults.forward_retry_after,
+                "milliseconds after which a forwarded read goes to another replica too; more waits longer",
+            ),
+            peer_silent_after: section.millis(
+                "peer_silent_after_ms",
+                defaults.peer_silent_after,
+                "milliseconds without any answer after which a peer counts as down; more is slower to notice",
+            ),
+            timeout_max: section.millis(
+                "timeout_max_ms",
+                defaults.timeout_max,
+                "the longest time that a request may ask for, in milliseconds; more holds memory for longer",
+            ),
+            requests_max: section.count(
+                "requests_max",
+                defaults.requests_max,
+                (1, 1 << 20),
+                "requests under way before new ones are refused; each holds its record in memory",
+            ),
+            cached_records: section.count(
+                "cached_records",
+                defaults.cached_records,
+                (0, 1 << 24),
+                "recently used records that are kept in memory, each of at most 4 KiB",
+            ),
+            unsynced_bytes_max: section.count(
+                "unsynced_bytes_max",
+                defaults.unsynced_bytes_max,
+                (1 << 20, 1 << 34),
+                "bytes written and not yet synced before writes are refused; held in memory",
+            ),
+            clock_drift_max: section.millis(
+                "clock_drift_max_ms",
+                defaults.clock_drift_max,
+                "milliseconds that the clock may be from its peers' before the node refuses to date writes",
+            ),
+            siblings_max: section.count(
+                "siblings_max",
+                defaults.siblings_max,
+                (1, 1024),
+                "concurrent values of one key before a write is refused",
+            ),
+            object_bytes_max: section.count(
+                "object_bytes_max",
+                defaults.object_bytes_max,
+                (1 << 16, 8 << 20),
+                "bytes of all values of one key before a write is refused",
+            ),
+            exchange_interval: section.millis(
+                "exchange_interval_ms",
+                defaults.exchange_interval,
+                "milliseconds between two comparisons of a partition with the same peer; more finds differences later",
+            ),
+            ..defaults
+        };
+        let limits = Limits {
+            settings,
+            client_connections_max: section.count(
+                "client_connections_max",
+                1024,
+                (1, 65_536),
+                "connections of clients at once; each holds buffers",
+            ),
+            connection_requests_max: section.count(
+                "connection_requests_max",
+                4096,
+                (1, 1 << 20),
+                "requests under way on one connection before new ones are refused",
+            ),
+            outgoing_bytes_max: section.count(
+                "outgoing_bytes_max",
+                128 << 20,
+                (1 << 20, 1 << 32),
+                "bytes that may wait to be sent on one connection; held in memory",
+            ),
+            stop_timeout: section.millis(
+                "stop_timeout_ms",
+                Duration::from_secs(10),
+                "milliseconds that a stop waits for what is under way",
+            ),
+        };
+        section.finish();
+        limits
+    }
+
+    /// The settings of the core, under the cluster's secret.
+    #[must_use]
+    pub fn settings(&self, secret: [u8; 32]) -> Settings {
+        Settings { context_key: ContextKey::new(secret), ..self.settings.clone() }
+    }
+}

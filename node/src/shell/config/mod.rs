@@ -1,0 +1,496 @@
+//! The configuration of one node: a TOML file, with overrides from the environment.
+//!
+//! `[cluster]` has to be the same on all nodes; `[node]` is this one's own, and `[limits]` may differ. Every key of
+//! `[node]`, `[cluster]` and `[limits]` that is a single value can be overridden by an environment variable, such as
+//! `QUORATE_NODE_LISTEN` for `node.listen`. All faults are reported at once, and an unknown key is one.
+
+mod limits;
+mod read;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use client::wire::NewKeyspace;
+use read::Section;
+use ring::{
+    ConflictPolicy, DatacenterId, Durability, NodeId, Partitions, REPLICAS_MAX, RackId, name_is_valid,
+};
+use thiserror::Error;
+use toml::{Table, Value};
+
+pub use limits::Limits;
+pub use read::{ConfigFault, ConfigFaults, FaultReason, KeyHelp};
+
+use crate::{Formation, Founder};
+
+/// What environment variables that override settings begin with.
+const ENVIRONMENT_PREFIX: &str = "QUORATE_";
+
+/// Variables with that prefix that are for others: the client program and the tests.
+const ENVIRONMENT_OF_OTHERS: [&str; 3] = ["QUORATE_CONFIG", "QUORATE_SEED", "QUORATE_LOG"];
+
+/// A node's configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node.
+    pub id: NodeId,
+    /// Where it listens for QUIC.
+    pub listen: SocketAddr,
+    /// Where it listens for HTTP: metrics and health, in plain text.
+    pub http: SocketAddr,
+    /// Its storage directory.
+    pub data: PathBuf,
+    /// The certificate authority's certificate, the node's own and its key, as PEM files.
+    pub ca: PathBuf,
+    /// See [`Config::ca`].
+    pub certificate: PathBuf,
+    /// See [`Config::ca`].
+    pub key: PathBuf,
+    /// Where the process writes its id, if anywhere.
+    pub pid_file: Option<PathBuf>,
+    /// Whether a damaged store is salvaged at the start.
+    pub salvage: bool,
+    /// Largest UDP payload that is sent.
+    pub mtu: u16,
+    /// The cluster's secret.
+    pub secret: [u8; 32],
+    /// The cluster as it is founded.
+    pub formation: Formation,
+    /// Everything that has a limit.
+    pub limits: Limits,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is no TOML.
+    #[error("{}: {}", path.display(), .error.to_string().trim_end())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        error: Box<toml::de::Error>,
+    },
+    /// It says what makes no sense.
+    #[error("{}: {} {}\n{faults}", path.display(), faults.0.len(), if faults.0.len() == 1 { "fault" } else { "faults" })]
+    Faults {
+        /// The file.
+        path: PathBuf,
+        /// All of them.
+        faults: ConfigFaults,
+    },
+}
+
+impl Config {
+    /// Reads a file, with overrides from the environment.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it, at once.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        Config::load_with(path, std::env::vars())
+    }
+
+    /// Reads a file, with overrides from these variables.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it, at once.
+    pub fn load_with(
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Config, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+        let table: Table = toml::from_str(&text)
+            .map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })?;
+        let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+        let mut help = Vec::new();
+        Config::from_table(table, &directory, environment, &mut help)
+            .map_err(|faults| ConfigError::Faults { path: path.to_owned(), faults: ConfigFaults(faults) })
+    }
+
+    /// Every key that a configuration may have, with its default and its meaning.
+    #[must_use]
+    pub fn help() -> Vec<KeyHelp> {
+        let mut help = Vec::new();
+        // An empty configuration is one with faults; the keys are described all the same.
+        let described = Config::from_table(Table::new(), Path::new(""), [], &mut help);
+        debug_assert!(described.is_err(), "an empty configuration says too little");
+        help
+    }
+
+    fn from_table(
+        mut table: Table,
+        directory: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+        help: &mut Vec<KeyHelp>,
+    ) -> Result<Config, Vec<ConfigFault>> {
+        let mut faults = Vec::new();
+        let mut sections: BTreeMap<&str, Table> = BTreeMap::new();
+        for name in ["node", "cluster", "limits"] {
+            let section = match table.remove(name) {
+                None => Table::new(),
+                Some(Value::Table(section)) => section,
+                Some(other) => {
+                    let value = Some(other.to_string());
+                    faults.push(ConfigFault {
+                        key: name.to_owned(),
+                        value,
+                        reason: FaultReason::Kind("a table"),
+                    });
+                    Table::new()
+                }
+            };
+            sections.insert(name, section);
+        }
+        for (key, value) in table {
+            faults.push(ConfigFault { key, value: Some(shortened(&value)), reason: FaultReason::Unknown });
+        }
+        overlay(&mut sections, environment, &mut faults);
+        let mut take = |name: &str| sections.remove(name).unwrap_or_default();
+        let (node_table, cluster_table, limits_table) = (take("node"), take("cluster"), take("limits"));
+        let node = read_node(Section::new("node", node_table, &mut faults, help), directory);
+        let cluster = read_cluster(Section::new("cluster", cluster_table, &mut faults, help), directory);
+        let limits = Limits::read(Section::new("limits", limits_table, &mut faults, help));
+        if let (Some(id), Some((_, formation))) = (node.id, &cluster)
+            && !formation.founders.is_empty()
+            && !formation.founders.contains_key(&id)
+        {
+            let names: Vec<String> = formation.founders.keys().map(|id| id.0.to_string()).collect();
+            let reason = format!("must be one of the founders ({})", names.join(", "));
+            let value = Some(id.0.to_string());
+            faults.push(ConfigFault { key: "node.id".to_owned(), value, reason: FaultReason::Unfit(reason) });
+        }
+        let config = node.complete(cluster, limits);
+        match config {
+            Some(config) if faults.is_empty() => Ok(config),
+            Some(_) | None => {
+                assert!(!faults.is_empty(), "what is missing was noted as a fault");
+                Err(faults)
+            }
+        }
+    }
+
+    /// The other founders, to be greeted before a document is known.
+    #[must_use]
+    pub fn seeds(&self) -> Vec<NodeId> {
+        self.formation.founders.keys().copied().filter(|node| *node != self.id).collect()
+    }
+}
+
+/// A value as it is shown in a fault: not all of a long one.
+fn shortened(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text,
+    }
+}
+
+/// Puts what the environment says over what the file says.
+fn overlay(
+    sections: &mut BTreeMap<&str, Table>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    faults: &mut Vec<ConfigFault>,
+) {
+    for (variable, text) in environment {
+        let Some(rest) = variable.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+        if ENVIRONMENT_OF_OTHERS.contains(&variable.as_str()) {
+            continue;
+        }
+        let rest = rest.to_ascii_lowercase();
+        let found = rest.split_once('_').and_then(|(section, key)| Some((sections.get_mut(section)?, key)));
+        let Some((section, key)) = found else {
+            faults.push(ConfigFault { key: variable, value: Some(text), reason: FaultReason::Unknown });
+            continue;
+        };
+        let value = text.parse::<i64>().map(Value::Integer);
+        let value = value.or_else(|_| text.parse::<bool>().map(Value::Boolean));
+        section.insert(key.to_owned(), value.unwrap_or(Value::String(text)));
+    }
+}
+
+/// What `[node]` says, as far as it could be read.
+struct NodeSection {
+    id: Option<NodeId>,
+    listen: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+    data: Option<PathBuf>,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    pid_file: Option<PathBuf>,
+    salvage: bool,
+    mtu: u16,
+}
+
+impl NodeSection {
+    fn complete(self, cluster: Option<([u8; 32], Formation)>, limits: Limits) -> Option<Config> {
+        let (secret, formation) = cluster?;
+        Some(Config {
+            id: self.id?,
+            listen: self.listen?,
+            http: self.http?,
+            data: self.data?,
+            ca: self.ca?,
+            certificate: self.certificate?,
+            key: self.key?,
+            pid_file: self.pid_file,
+            salvage: self.salvage,
+            mtu: self.mtu,
+            secret,
+            formation,
+            limits,
+        })
+    }
+}
+
+fn read_node(mut section: Section<'_>, directory: &Path) -> NodeSection {
+    let path = |text: Option<String>| text.map(|text| directory.join(text));
+    let id = section.required_number(
+        "id",
+        (1, u64::from(u32::MAX)),
+        "the node's number, for as long as the cluster lives; never that of another node",
+    );
+    let listen =
+        section.text("listen", "127.0.0.1:7400", "address and port for QUIC, clients and nodes alike");
+    let listen = address(&mut section, "listen", &listen);
+    let http = section.text(
+        "http",
+        "127.0.0.1:7500",
+        "address and port for /metrics, /healthz and /readyz, in plain text",
+    );
+    let http = address(&mut section, "http", &http);
+    let data = path(section.required_text("data", "the storage directory, relative to this file"));
+    let ca = path(section.required_text("ca", "the certificate authority's certificate, a PEM file"));
+    let certificate = path(section.required_text("certificate", "the node's certificate, a PEM file"));
+    let key = path(section.required_text("key", "the certificate's key, a PEM file"));
+    let pid_file =
+        path(section.optional_text("pid_file", "where the process writes its id, relative to this file"));
+    let salvage = section.switch(
+        "salvage",
+        true,
+        "whether a store that is found damaged is replaced by a new one with whatever can still be read of it",
+    );
+    let mtu = section.number(
+        "mtu",
+        1452,
+        (1200, 6500),
+        "the largest UDP payload in bytes; more costs less for large values, where the network carries it",
+    );
+    section.finish();
+    NodeSection {
+        id: id.and_then(|id| u32::try_from(id).ok()).map(NodeId),
+        listen,
+        http,
+        data,
+        ca,
+        certificate,
+        key,
+        pid_file,
+        salvage,
+        mtu: u16::try_from(mtu).unwrap_or(1452),
+    }
+}
+
+fn address(section: &mut Section<'_>, key: &str, text: &str) -> Option<SocketAddr> {
+    match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            section.fault(key, Some(format!("{text:?}")), FaultReason::Kind("an IP address and a port"));
+            None
+        }
+    }
+}
+
+fn read_cluster(mut section: Section<'_>, directory: &Path) -> Option<([u8; 32], Formation)> {
+    let secret = section.required_text(
+        "secret",
+        "a file with 64 hexadecimal digits, the same on all nodes, relative to this file",
+    );
+    let secret = secret.and_then(|file| read_secret(&mut section, &directory.join(file)));
+    let partitions = section.number(
+        "partitions",
+        u64::from(Partitions::DEFAULT.count()),
+        (u64::from(Partitions::CLUSTER_MIN.count()), u64::from(Partitions::MAX.count())),
+        "how many parts the token circle is cut into, a power of two, fixed when the cluster is born; more \
+         balance more nodes and cost each of them memory",
+    );
+    let count = Partitions::new(u32::try_from(partitions).unwrap_or(u32::MAX));
+    if let Err(bad) = &count {
+        section.fault("partitions", Some(partitions.to_string()), FaultReason::Unfit(bad.to_string()));
+    }
+    let founder_tables =
+        section.tables("founders", "the nodes that found the cluster; the same list on all of them");
+    if founder_tables.is_empty() {
+        section.fault("founders", None, FaultReason::Missing("the nodes that found the cluster"));
+    }
+    let mut places = Places::default();
+    let mut founders = BTreeMap::new();
+    for (index, table) in founder_tables.into_iter().enumerate() {
+        let founder = read_founder(section.nested(&format!("founders[{index}]"), table), &mut places);
+        if let Some((id, founder)) = founder
+            && founders.insert(id, founder).is_some()
+        {
+            let reason = FaultReason::Unfit("another founder has the same id".to_owned());
+            section.fault(&format!("founders[{index}].id"), Some(id.0.to_string()), reason);
+        }
+    }
+    let keyspace_tables = section.tables("keyspaces", "the keyspaces that exist from the start");
+    let mut keyspaces: Vec<NewKeyspace> = Vec::new();
+    for (index, table) in keyspace_tables.into_iter().enumerate() {
+        let name = format!("keyspaces[{index}]");
+        let Some(keyspace) = read_keyspace(section.nested(&name, table), &places) else { continue };
+        if keyspaces.iter().any(|other| other.name == keyspace.name) {
+            let reason = FaultReason::Unfit("another keyspace has the same name".to_owned());
+            section.fault(&format!("{name}.name"), Some(format!("{:?}", keyspace.name)), reason);
+        }
+        keyspaces.push(keyspace);
+    }
+    section.finish();
+    let (secret, partitions) = (secret?, count.ok()?);
+    Some((secret, Formation { founders, datacenters: places.datacenters, partitions, keyspaces }))
+}
+
+fn read_secret(section: &mut Section<'_>, path: &Path) -> Option<[u8; 32]> {
+    let unfit = |reason: String| FaultReason::Unfit(reason);
+    let shown = Some(path.display().to_string());
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            section.fault("secret", shown, unfit(format!("cannot be read: {error}")));
+            return None;
+        }
+    };
+    let secret = decode_hex(text.trim());
+    if secret.is_none() {
+        section.fault("secret", shown, FaultReason::Kind("a file with 64 hexadecimal digits"));
+    }
+    secret
+}
+
+fn decode_hex(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    (digits.len() == 64).then(|| bytes.try_into().ok()).flatten()
+}
+
+/// Datacenters and their racks, numbered in the order in which the founders name them.
+#[derive(Default)]
+struct Places {
+    datacenters: Vec<(String, Vec<String>)>,
+}
+
+impl Places {
+    fn number(names: impl Iterator<Item = String>, name: &str) -> Result<u16, usize> {
+        let mut count = 0;
+        for (index, known) in names.enumerate() {
+            if known == name {
+                return Ok(u16::try_from(index).expect("as many founders name far fewer places"));
+            }
+            count = index + 1;
+        }
+        Err(count)
+    }
+
+    fn place(&mut self, datacenter: &str, rack: &str) -> (DatacenterId, RackId) {
+        let names = self.datacenters.iter().map(|(name, _)| name.clone());
+        let number = Places::number(names, datacenter).unwrap_or_else(|count| {
+            self.datacenters.push((datacenter.to_owned(), Vec::new()));
+            u16::try_from(count).expect("as many founders name far fewer places")
+        });
+        let racks = &mut self.datacenters[usize::from(number)].1;
+        let rack = Places::number(racks.iter().cloned(), rack).unwrap_or_else(|count| {
+            racks.push(rack.to_owned());
+            u16::try_from(count).expect("as many founders name far fewer places")
+        });
+        (DatacenterId(number), RackId(rack))
+    }
+}
+
+fn read_founder(mut section: Section<'_>, places: &mut Places) -> Option<(NodeId, Founder)> {
+    let id = section.required_number("id", (1, u64::from(u32::MAX)), "the node's number");
+    let address = section.required_text("address", "where the others and clients reach it, as host:port");
+    if let Some(address) = address.as_deref()
+        && address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
+    {
+        section.fault(
+            "address",
+            Some(format!("{address:?}")),
+            FaultReason::Kind("a host and a port, as host:port"),
+        );
+    }
+    let datacenter = section.text("datacenter", "local", "the name of its datacenter");
+    let rack = section.text("rack", "default", "the name of its rack; copies lie in different racks");
+    for (key, name) in [("datacenter", &datacenter), ("rack", &rack)] {
+        if !name_is_valid(name) {
+            let expected = FaultReason::Kind("up to 64 letters, digits, `-`, `_` or `.`");
+            section.fault(key, Some(format!("{name:?}")), expected);
+        }
+    }
+    let weight = section.number(
+        "weight",
+        100,
+        (1, 1_000_000),
+        "its share of the copies, relative to the others'; 100 by convention",
+    );
+    section.finish();
+    let (datacenter, rack) = places.place(&datacenter, &rack);
+    let weight = u32::try_from(weight).unwrap_or(100);
+    let id = NodeId(u32::try_from(id?).ok()?);
+    Some((id, Founder { address: address?, datacenter, rack, weight }))
+}
+
+fn read_keyspace(mut section: Section<'_>, places: &Places) -> Option<NewKeyspace> {
+    let name = section.required_text("name", "its name");
+    if let Some(name) = name.as_deref().filter(|name| !name_is_valid(name)) {
+        section.fault(
+            "name",
+            Some(format!("{name:?}")),
+            FaultReason::Kind("up to 64 letters, digits, `-`, `_` or `.`"),
+        );
+    }
+    let copies = (1, u64::try_from(REPLICAS_MAX).unwrap_or(1));
+    let replication = section.numbers(
+        "replication",
+        copies,
+        "copies in each datacenter, by name; if empty, 3 in each, or as many as it has nodes",
+    );
+    let known: BTreeSet<&str> = places.datacenters.iter().map(|(name, _)| name.as_str()).collect();
+    for (datacenter, _) in replication.iter().filter(|(name, _)| !known.contains(name.as_str())) {
+        let reason = FaultReason::Unfit("no founder is in that datacenter".to_owned());
+        section.fault(&format!("replication.{datacenter}"), None, reason);
+    }
+    let conflict = section.choice(
+        "conflict",
+        "siblings",
+        &[("siblings", ConflictPolicy::Siblings), ("lww", ConflictPolicy::LastWriteWins)],
+        ("siblings or lww", "what happens to concurrent writes: siblings keeps them all, lww the last"),
+    );
+    let durability = section.choice(
+        "durability",
+        "disk",
+        &[("disk", Durability::Disk), ("memory", Durability::Memory)],
+        ("disk or memory", "when a replica acknowledges a write that does not say"),
+    );
+    section.finish();
+    let replication =
+        replication.into_iter().filter_map(|(name, count)| Some((name, u8::try_from(count).ok()?))).collect();
+    Some(NewKeyspace { name: name?, replication, conflict, durability })
+}

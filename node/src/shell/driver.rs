@@ -1,0 +1,379 @@
+//! The driver: gives the node what has arrived, carries out what it wants done, and wakes it when it is due.
+//!
+//! One turn takes everything that has arrived since the last, and everything that the node then wants leaves at once:
+//! one batch for the disk, one buffer for each connection. So the more there is to do, the less each piece costs.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use antientropy::version::UnixMillis;
+use client::{
+    Reply,
+    wire::{ControlError, ControlReply, ControlRequest},
+};
+use ring::{Epoch, NodeId};
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time,
+};
+use tracing::{error, info, warn};
+
+use super::{
+    clients::ClientConnection,
+    disk::{CommitEvent, CommitterHandle, DiskStore},
+    links::{Dialler, Links},
+    mailbox::{Mail, Mailbox},
+    metrics::{Metrics, RequestKind, Snapshot},
+};
+use crate::{Change, ClientTag, Input, Node, Now, Output};
+
+/// How long a change of the cluster document may take.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the node is ready.
+const READY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Why a node ended without being told to.
+#[derive(Debug, Error)]
+pub enum DriverError {
+    /// The store failed in a way that leaves what was not synced in doubt. The next start finds out what is there.
+    #[error("the store failed: {0}")]
+    StoreFailed(String),
+}
+
+/// A question of the HTTP listener.
+pub(crate) enum Ask {
+    /// The metrics, in Prometheus' text format.
+    Metrics(oneshot::Sender<String>),
+    /// Whether the node can serve requests, and if not, why.
+    Ready(oneshot::Sender<Result<(), &'static str>>),
+    /// Whether the driver takes turns.
+    Alive(oneshot::Sender<()>),
+}
+
+/// What the driver works with.
+pub(crate) struct Parts {
+    pub(crate) node: Node<DiskStore>,
+    pub(crate) committer: CommitterHandle,
+    pub(crate) commits: mpsc::UnboundedReceiver<CommitEvent>,
+    pub(crate) asks: mpsc::Receiver<Ask>,
+    pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) ready: watch::Sender<bool>,
+    pub(crate) mailbox: Rc<Mailbox>,
+    pub(crate) links: Rc<Links>,
+    pub(crate) dialler: Dialler,
+    pub(crate) epoch: Rc<std::cell::Cell<(Option<ring::ClusterId>, Epoch)>>,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
+    pub(crate) stop_timeout: Duration,
+}
+
+/// The clocks of one process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    began: Instant,
+}
+
+impl Clock {
+    /// Begins now.
+    pub(crate) fn start() -> Clock {
+        Clock { began: Instant::now() }
+    }
+
+    /// The present.
+    pub(crate) fn now(&self) -> Now {
+        // A wall clock before 1970 is one of those that the core refuses to date writes by.
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = UnixMillis(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
+        Now { monotonic: self.began.elapsed(), wall }
+    }
+
+    fn instant(&self, monotonic: Duration) -> time::Instant {
+        time::Instant::from_std(self.began + monotonic)
+    }
+}
+
+/// A request that the node is carrying out.
+struct Pending {
+    from: Rc<ClientConnection>,
+    id: u64,
+    kind: RequestKind,
+    began: Duration,
+}
+
+/// See the module's documentation.
+pub(crate) struct Driver {
+    parts: Parts,
+    pending: HashMap<ClientTag, Pending>,
+    changes: HashMap<ClientTag, (Rc<ClientConnection>, u64)>,
+    last_tag: u64,
+    known_epoch: Epoch,
+    stopping_since: Option<Duration>,
+    look_again_at: Duration,
+    mail: Vec<Mail>,
+}
+
+impl Driver {
+    /// A driver that has not taken a turn.
+    pub(crate) fn new(parts: Parts) -> Driver {
+        Driver {
+            parts,
+            pending: HashMap::new(),
+            changes: HashMap::new(),
+            last_tag: 0,
+            known_epoch: Epoch(0),
+            stopping_since: None,
+            look_again_at: Duration::ZERO,
+            mail: Vec::new(),
+        }
+    }
+
+    /// Takes turns until the node has stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError`] if it cannot go on. What is under way is in doubt then.
+    pub(crate) async fn run(mut self) -> Result<(), DriverError> {
+        self.finish_turn();
+        loop {
+            let deadline = self.deadline();
+            let parts = &mut self.parts;
+            let (mut commit, mut ask, mut told_to_stop) = (None, None, false);
+            tokio::select! {
+                biased;
+                () = parts.mailbox.wait() => {}
+                Some(event) = parts.commits.recv() => commit = Some(event),
+                Some(asked) = parts.asks.recv() => ask = Some(asked),
+                changed = parts.stop.changed(), if self.stopping_since.is_none() => told_to_stop = changed.is_ok(),
+                () = time::sleep_until(deadline) => {}
+            }
+            self.turn(commit, told_to_stop)?;
+            if let Some(ask) = ask {
+                self.answer(ask);
+            }
+            if self.is_over() {
+                // Drains and syncs what is there; nothing is under way any more.
+                self.parts.committer.stop();
+                return Ok(());
+            }
+        }
+    }
+
+    /// When the node has to take a turn whatever happens.
+    fn deadline(&self) -> time::Instant {
+        // Now and then at least, and soon if it is waited for: what the node says of itself is looked at.
+        let now = self.parts.clock.now().monotonic;
+        let interval = if *self.parts.ready.borrow() { Duration::from_secs(1) } else { READY_INTERVAL };
+        let idle = now + interval;
+        let wanted = self.parts.node.poll_timeout().map_or(idle, |(at, _)| at.min(idle));
+        self.parts.clock.instant(wanted)
+    }
+
+    /// Everything that has arrived, then everything that is due, then everything that is to be done.
+    fn turn(&mut self, commit: Option<CommitEvent>, told_to_stop: bool) -> Result<(), DriverError> {
+        let now = self.parts.clock.now();
+        let mut commit = commit;
+        while let Some(event) = commit {
+            self.on_commit(now, event)?;
+            commit = self.parts.commits.try_recv().ok();
+        }
+        let mut mail = std::mem::take(&mut self.mail);
+        self.parts.mailbox.take_into(&mut mail);
+        self.parts.metrics.turn(mail.len());
+        for piece in mail.drain(..) {
+            match piece {
+                Mail::Input(input) => self.parts.node.handle(now, input),
+                Mail::Request { from, id, request } => {
+                    let kind = RequestKind::of(&request);
+                    let client = self.next_tag();
+                    self.pending.insert(client, Pending { from, id, kind, began: now.monotonic });
+                    self.parts.node.handle(now, Input::Client { client, request });
+                }
+                Mail::Control { from, id, request } => self.on_control(now, &from, id, request),
+            }
+        }
+        self.mail = mail;
+        if told_to_stop {
+            info!("stopping: new requests are refused");
+            self.stopping_since = Some(now.monotonic);
+            self.parts.node.handle(now, Input::Stop);
+        }
+        if self.parts.node.poll_timeout().is_some_and(|(at, _)| at <= now.monotonic) {
+            self.parts.node.handle_timeout(now);
+        }
+        self.finish_turn();
+        Ok(())
+    }
+
+    fn next_tag(&mut self) -> ClientTag {
+        self.last_tag += 1;
+        ClientTag(self.last_tag)
+    }
+
+    fn on_commit(&mut self, now: Now, event: CommitEvent) -> Result<(), DriverError> {
+        match event {
+            CommitEvent::Committed(sequence) => self.parts.node.handle(now, Input::Committed(sequence)),
+            CommitEvent::Refused(sequence, reason) => {
+                warn!(sequence = sequence.0, %reason, "the store refused a batch");
+                self.parts.node.handle(now, Input::CommitFailed(sequence));
+            }
+            CommitEvent::Failed(reason) => {
+                error!(%reason, "the store failed: the process ends, and the next start finds out what is there");
+                return Err(DriverError::StoreFailed(reason.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    fn on_control(&mut self, now: Now, from: &Rc<ClientConnection>, id: u64, request: ControlRequest) {
+        let node = &mut self.parts.node;
+        let reply = match request {
+            ControlRequest::Document => {
+                let document =
+                    node.document().map(|document| ControlReply::Document(Box::new((**document).clone())));
+                document.ok_or(ControlError::NotReady)
+            }
+            ControlRequest::Status => {
+                let mut status = node.status();
+                status.version = env!("CARGO_PKG_VERSION").to_owned();
+                status.uptime_ms = u64::try_from(now.monotonic.as_millis()).unwrap_or(u64::MAX);
+                Ok(ControlReply::Status(Box::new(status)))
+            }
+            ControlRequest::Explain { keyspace, key } => {
+                node.replica_view(keyspace, &key).map(|view| ControlReply::Explain(Box::new(view)))
+            }
+            ControlRequest::Keys { keyspace, partition, after, limit } => {
+                node.keys_page(keyspace, partition, after.as_ref(), limit).map(ControlReply::Keys)
+            }
+            ControlRequest::CreateKeyspace(keyspace) => {
+                return self.change(now, from, id, Change::CreateKeyspace(keyspace));
+            }
+            ControlRequest::Readmit { node } => return self.change(now, from, id, Change::Readmit { node }),
+        };
+        from.reply_control(id, self.known_epoch, reply);
+    }
+
+    fn change(&mut self, now: Now, from: &Rc<ClientConnection>, id: u64, change: Change) {
+        let client = self.next_tag();
+        self.changes.insert(client, (Rc::clone(from), id));
+        self.parts.node.handle(now, Input::Change { client, change, timeout: CHANGE_TIMEOUT });
+    }
+
+    /// Carries out what the node wants done.
+    fn finish_turn(&mut self) {
+        while let Some(output) = self.parts.node.poll_output() {
+            match output {
+                Output::Send { to, envelope } => self.parts.links.send(to, &envelope),
+                Output::Reply { client, reply } => self.reply(client, reply),
+                Output::Changed { client, outcome } => {
+                    if let Some((from, id)) = self.changes.remove(&client) {
+                        from.reply_control(id, self.known_epoch, outcome);
+                    }
+                }
+                Output::Commit(batch) => {
+                    let sequence = batch.sequence;
+                    if let Err(refusal) = self.parts.committer.submit(batch) {
+                        warn!(sequence = sequence.0, reason = %refusal, "the store's queue refused a batch");
+                        let now = self.parts.clock.now();
+                        self.parts.node.handle(now, Input::CommitFailed(sequence));
+                    }
+                }
+            }
+        }
+        self.follow_document();
+        self.look_whether_ready();
+    }
+
+    /// Looks whether the node is ready, now and then: with many members it costs more than a turn.
+    fn look_whether_ready(&mut self) {
+        let now = self.parts.clock.now().monotonic;
+        if now < self.look_again_at {
+            return;
+        }
+        self.look_again_at = now + READY_INTERVAL;
+        let is_ready = self.parts.node.is_in_touch();
+        self.parts.ready.send_if_modified(|ready| std::mem::replace(ready, is_ready) != is_ready);
+    }
+
+    fn reply(&mut self, client: ClientTag, reply: Reply) {
+        let Some(pending) = self.pending.remove(&client) else { return };
+        let taken = self.parts.clock.now().monotonic.saturating_sub(pending.began);
+        self.parts.metrics.replied(pending.kind, &reply, taken);
+        if !pending.from.is_gone() {
+            pending.from.reply(pending.id, self.known_epoch, reply);
+        }
+    }
+
+    /// A newer document says who the peers are and where.
+    fn follow_document(&mut self) {
+        let Some(document) = self.parts.node.document() else { return };
+        if document.epoch == self.known_epoch {
+            return;
+        }
+        let document = Arc::clone(document);
+        self.known_epoch = document.epoch;
+        info!(
+            epoch = document.epoch.0,
+            members = document.members.len(),
+            "a cluster document counts from now on"
+        );
+        self.parts.epoch.set((Some(document.cluster), document.epoch));
+        self.parts.links.set_cluster(document.cluster);
+        let peers = document.members.iter().map(|(node, member)| (*node, member.address.clone()));
+        self.parts.links.set_peers(peers, &self.parts.dialler);
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        // Whoever asked may have gone away: then nobody is left to tell.
+        match ask {
+            Ask::Alive(to) => _ = to.send(()),
+            Ask::Ready(to) => {
+                let node = &self.parts.node;
+                let state = match (node.document().is_some(), node.is_ready(), node.is_in_touch()) {
+                    (false, _, _) => Err("no cluster document is known yet"),
+                    (true, false, _) => {
+                        Err("the node cannot coordinate: its store is not recorded or refuses writes")
+                    }
+                    (true, true, false) => Err("half of the members or more are not up"),
+                    (true, true, true) if self.stopping_since.is_some() => Err("the node is stopping"),
+                    (true, true, true) => Ok(()),
+                };
+                _ = to.send(state);
+            }
+            Ask::Metrics(to) => {
+                let snapshot = self.snapshot();
+                _ = to.send(self.parts.metrics.render(&snapshot));
+            }
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let parts = &self.parts;
+        let hints: BTreeMap<NodeId, usize> = parts.node.hints_pending().into_iter().collect();
+        Snapshot {
+            counters: *parts.node.counters(),
+            status: parts.node.status(),
+            members: parts.node.document().map_or(0, |document| document.members.len()),
+            hints,
+            links: parts.links.census(),
+            messages_lost: parts.links.lost.get(),
+            requests_pending: self.pending.len(),
+            storage: parts.committer.counters(),
+        }
+    }
+
+    /// Whether the process may end: the stop is complete, or has taken long enough.
+    fn is_over(&self) -> bool {
+        let Some(since) = self.stopping_since else { return false };
+        let is_late = self.parts.clock.now().monotonic >= since + self.parts.stop_timeout;
+        if is_late && !self.parts.node.is_stopped() {
+            warn!("what was under way did not end in time: the next start takes this for a crash");
+        }
+        (self.parts.node.is_stopped() && self.pending.is_empty()) || is_late
+    }
+}

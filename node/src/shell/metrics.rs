@@ -1,0 +1,498 @@
+//! Metrics, in Prometheus' text format. The core keeps plain counters; here they get names, units and help texts.
+//!
+//! Request durations are observed as they happen. Everything else is read from the node when it is asked for, so that
+//! nobody pays for a metric that nobody reads.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use client::{GetError, Level, Limit, Refusal, Reply, Request, WriteError, wire::NodeStatus};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, Registry, TextEncoder,
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+};
+use ring::NodeId;
+
+use super::{disk::CommitterCounters, links::LinkState};
+use crate::Counters;
+
+/// Bounds of request durations, in seconds: from a read of a cached record to a request that timed out.
+const DURATION_BUCKETS: [f64; 18] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0,
+];
+
+/// What of a request its metrics tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RequestKind {
+    operation: &'static str,
+    level: &'static str,
+}
+
+impl RequestKind {
+    /// Of a request.
+    pub(crate) fn of(request: &Request) -> RequestKind {
+        match request {
+            Request::Put(put) => RequestKind { operation: "put", level: level_label(put.options.level) },
+            Request::Delete(delete) => {
+                RequestKind { operation: "delete", level: level_label(delete.options.level) }
+            }
+            Request::Get(get) => RequestKind { operation: "get", level: level_label(get.options.level) },
+        }
+    }
+}
+
+/// A level as a label: numbers share one, so that there are few.
+fn level_label(level: Level) -> &'static str {
+    match level {
+        Level::Any => "any",
+        Level::One => "one",
+        Level::Two => "two",
+        Level::Three => "three",
+        Level::Quorum => "quorum",
+        Level::All => "all",
+        Level::LocalOne => "local_one",
+        Level::LocalQuorum => "local_quorum",
+        Level::EachQuorum => "each_quorum",
+        Level::Count(_) => "number",
+    }
+}
+
+fn outcome_label(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::Write(Ok(_)) | Reply::Get(Ok(_)) => "ok",
+        Reply::Write(Err(WriteError::InDoubt { .. })) => "in_doubt",
+        Reply::Get(Err(GetError::TimedOut { .. })) => "timed_out",
+        Reply::Write(Err(WriteError::Refused(_))) | Reply::Get(Err(GetError::Refused(_))) => "refused",
+    }
+}
+
+fn refusal_label(reply: &Reply) -> Option<&'static str> {
+    let refusal = match reply {
+        Reply::Write(Err(WriteError::Refused(refusal))) | Reply::Get(Err(GetError::Refused(refusal))) => {
+            refusal
+        }
+        Reply::Write(_) | Reply::Get(_) => return None,
+    };
+    Some(match refusal {
+        Refusal::Unavailable { .. } => "unavailable",
+        Refusal::Overloaded(Limit::Requests) => "overloaded_requests",
+        Refusal::Overloaded(Limit::Unsynced) => "overloaded_unsynced",
+        Refusal::StaleEpoch { .. } => "stale_epoch",
+        Refusal::Unsatisfiable(_) => "unsatisfiable",
+        Refusal::BadCopies { .. } => "bad_copies",
+        Refusal::EmptyKey => "empty_key",
+        Refusal::TooLarge { .. } => "too_large",
+        Refusal::TooManySiblings { .. } => "too_many_siblings",
+        Refusal::TooManyWriters { .. } => "too_many_writers",
+        Refusal::UnknownKeyspace => "unknown_keyspace",
+        Refusal::BadContext => "bad_context",
+        Refusal::ClockDrift { .. } => "clock_drift",
+        Refusal::NotReady => "not_ready",
+        Refusal::Forbidden { .. } => "forbidden",
+        Refusal::Malformed => "malformed",
+    })
+}
+
+/// See the module's documentation.
+pub(crate) struct Metrics {
+    registry: Registry,
+    durations: HistogramVec,
+    /// The histograms that were used, found without hashing labels.
+    known: BTreeMap<(RequestKind, &'static str), Histogram>,
+    refusals: BTreeMap<&'static str, u64>,
+    siblings: Histogram,
+    replicas_asked: u64,
+    replicas_repaired: u64,
+    turns: u64,
+    mail: u64,
+    certificate_expires_unix_s: u64,
+}
+
+/// What a node is like at one moment.
+pub(crate) struct Snapshot {
+    pub(crate) counters: Counters,
+    pub(crate) status: NodeStatus,
+    pub(crate) members: usize,
+    pub(crate) hints: BTreeMap<NodeId, usize>,
+    pub(crate) links: Vec<(NodeId, Option<LinkState>)>,
+    pub(crate) messages_lost: u64,
+    pub(crate) requests_pending: usize,
+    pub(crate) storage: CommitterCounters,
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    pub(crate) fn new(certificate_expires_unix_s: u64) -> Metrics {
+        let registry = Registry::new();
+        let options = HistogramOpts::new(
+            "quorate_request_duration_seconds",
+            "How long requests took at the node that the client asked, by operation, level and outcome.",
+        );
+        let durations =
+            HistogramVec::new(options.buckets(DURATION_BUCKETS.to_vec()), &["operation", "level", "outcome"]);
+        let durations = durations.expect("the name and the labels are valid");
+        let siblings = Histogram::with_opts(
+            HistogramOpts::new(
+                "quorate_read_siblings",
+                "Values per read that found any: more than one are concurrent.",
+            )
+            .buckets(vec![1.0, 2.0, 3.0, 5.0, 8.0, 16.0, 32.0, 64.0]),
+        );
+        let siblings = siblings.expect("the name is valid");
+        let collectors: [Box<dyn prometheus::core::Collector>; 3] = [
+            Box::new(durations.clone()),
+            Box::new(siblings.clone()),
+            Box::new(prometheus::process_collector::ProcessCollector::for_self()),
+        ];
+        for collector in collectors {
+            registry.register(collector).expect("each is registered once");
+        }
+        Metrics {
+            registry,
+            durations,
+            known: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            siblings,
+            replicas_asked: 0,
+            replicas_repaired: 0,
+            turns: 0,
+            mail: 0,
+            certificate_expires_unix_s,
+        }
+    }
+
+    /// A turn began with so many pieces of mail.
+    pub(crate) fn turn(&mut self, mail: usize) {
+        self.turns += 1;
+        self.mail += u64::try_from(mail).unwrap_or(u64::MAX);
+    }
+
+    /// A client's request ended.
+    pub(crate) fn replied(&mut self, kind: RequestKind, reply: &Reply, taken: Duration) {
+        let outcome = outcome_label(reply);
+        let durations = &self.durations;
+        let known = self
+            .known
+            .entry((kind, outcome))
+            .or_insert_with(|| durations.with_label_values(&[kind.operation, kind.level, outcome]));
+        known.observe(taken.as_secs_f64());
+        if let Some(reason) = refusal_label(reply) {
+            *self.refusals.entry(reason).or_default() += 1;
+        }
+        if let Reply::Get(Ok(found)) = reply {
+            self.replicas_asked += u64::from(found.freshness.asked);
+            self.replicas_repaired += u64::from(found.freshness.repaired);
+            if !found.values.is_empty() {
+                self.siblings.observe(u32::try_from(found.values.len()).map_or(f64::MAX, f64::from));
+            }
+        }
+    }
+
+    /// Everything, in the text format.
+    pub(crate) fn render(&self, snapshot: &Snapshot) -> String {
+        let mut families = self.registry.gather();
+        self.gather_requests(snapshot, &mut families);
+        gather_repair(&snapshot.counters, &mut families);
+        gather_peers(snapshot, &mut families);
+        self.gather_node(snapshot, &mut families);
+        gather_storage(snapshot, &mut families);
+        families.retain(|family| !family.get_metric().is_empty());
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&families, &mut text).expect("a vector takes everything");
+        String::from_utf8(text).expect("the text format is UTF-8")
+    }
+
+    fn gather_requests(&self, snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
+        let counters = &snapshot.counters;
+        let refusals =
+            self.refusals.iter().map(|(reason, count)| (vec![("reason", (*reason).to_owned())], *count));
+        out.extend([
+            counter(
+                "quorate_requests_refused_total",
+                "Requests of clients that were refused, by reason. None of them took effect.",
+                refusals,
+            ),
+            single(
+                "quorate_requests_forwarded_total",
+                "Requests that were forwarded to a replica of their key.",
+                counters.forwarded,
+            ),
+            single("quorate_read_replicas_asked_total", "Replicas that reads have asked.", self.replicas_asked),
+            single(
+                "quorate_read_replicas_replaced_total",
+                "Silent replicas that reads have replaced by others.",
+                counters.replicas_replaced,
+            ),
+            single(
+                "quorate_read_digest_mismatches_total",
+                "Reads whose replicas did not agree.",
+                counters.reads_diverged,
+            ),
+            single(
+                "quorate_read_replicas_repaired_total",
+                "Replicas that a read has sent what they lacked.",
+                self.replicas_repaired,
+            ),
+            single(
+                "quorate_lww_discarded_total",
+                "Last-write-wins values that were discarded although their winner's writer had not seen them.",
+                counters.lww_discarded,
+            ),
+            gauge(
+                "quorate_requests_under_way",
+                "Requests of clients that are not answered yet.",
+                [(vec![], number(snapshot.requests_pending))],
+            ),
+        ]);
+    }
+
+    fn gather_node(&self, snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
+        let status = &snapshot.status;
+        let filling = status.copies.saturating_sub(status.copies_whole);
+        let copies = [("whole", status.copies_whole), ("filling", filling)];
+        let up = status.peers.iter().filter(|peer| peer.is_up).count() + 1;
+        let states = [("up", up), ("down", snapshot.members.saturating_sub(up))];
+        let build = vec![("version", status.version.clone()), ("node", status.node.0.to_string())];
+        out.extend([
+            gauge("quorate_build_info", "1, with the node's id and its software's version.", [(build, 1.0)]),
+            gauge("quorate_epoch", "The epoch of the cluster document.", [(vec![], wide(status.epoch.0))]),
+            gauge(
+                "quorate_ready",
+                "Whether the node can coordinate requests: 0 or 1.",
+                [(vec![], f64::from(u8::from(status.is_ready)))],
+            ),
+            gauge(
+                "quorate_copies",
+                "Copies of partitions that the node holds, by state.",
+                copies.map(|(state, count)| (vec![("state", state.to_owned())], f64::from(count))),
+            ),
+            gauge(
+                "quorate_members",
+                "Members of the cluster as this node sees them, by state.",
+                states.map(|(state, count)| (vec![("state", state.to_owned())], number(count))),
+            ),
+            gauge(
+                "quorate_clock_drift_seconds",
+                "How far the node's clock is ahead of the median of its peers'.",
+                status.clock_drift_ms.map(|drift| (vec![], signed(drift) / 1000.0)),
+            ),
+            gauge(
+                "quorate_certificate_expires_timestamp_seconds",
+                "When the node's certificate expires, in Unix time.",
+                [(vec![], wide(self.certificate_expires_unix_s))],
+            ),
+            single(
+                "quorate_turns_total",
+                "Turns that the node has taken. With the mail below: how much is done at once.",
+                self.turns,
+            ),
+            single("quorate_mail_total", "Messages and requests that the turns have handled.", self.mail),
+            single(
+                "quorate_store_went_back_total",
+                "Times that the store was found to have gone back in time: something acknowledged was lost here.",
+                snapshot.counters.store_went_back,
+            ),
+        ]);
+    }
+}
+
+fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
+    let paths = [
+        ("write", counters.merged_write),
+        ("read_repair", counters.merged_read_repair),
+        ("hint", counters.merged_hint),
+        ("anti_entropy", counters.merged_anti_entropy),
+        ("movement", counters.merged_movement),
+    ];
+    let exchanges =
+        [("completed", counters.exchanges_completed), ("abandoned", counters.exchanges_abandoned)];
+    let hints = [
+        ("left", counters.hints_left),
+        ("replayed", counters.hints_replayed),
+        ("dropped", counters.hints_dropped),
+    ];
+    let labelled = |name: &'static str, values: &[(&str, u64)]| -> Vec<(Labels, u64)> {
+        values.iter().map(|(value, count)| (vec![(name, (*value).to_owned())], *count)).collect()
+    };
+    out.extend([
+        counter(
+            "quorate_repair_objects_total",
+            "Records that a merge has changed at this replica, by the way they came.",
+            labelled("path", &paths),
+        ),
+        counter(
+            "quorate_antientropy_exchanges_total",
+            "Exchanges that this node has led, by outcome.",
+            labelled("outcome", &exchanges),
+        ),
+        counter("quorate_hints_total", "Hints, by what became of them.", labelled("event", &hints)),
+        single("quorate_copies_filled_total", "Times that a copy began to fill.", counters.copies_filled),
+        single(
+            "quorate_copies_made_whole_total",
+            "Times that a copy became whole.",
+            counters.copies_made_whole,
+        ),
+        single(
+            "quorate_damaged_records_total",
+            "Records that were found damaged and are fetched anew from the other replicas.",
+            counters.damaged_records,
+        ),
+        single(
+            "quorate_unreadable_records_total",
+            "Times that the store could not read a record.",
+            counters.unreadable_records,
+        ),
+    ]);
+}
+
+fn gather_peers(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
+    let peer = |node: &NodeId| vec![("peer", node.0.to_string())];
+    let states = || snapshot.links.iter().filter_map(|(node, state)| Some((node, state.as_ref()?)));
+    let up =
+        snapshot.status.peers.iter().map(|status| (peer(&status.node), f64::from(u8::from(status.is_up))));
+    out.extend([
+        gauge("quorate_peer_up", "Whether requests are sent to the peer: 0 or 1.", up),
+        gauge(
+            "quorate_hints_pending",
+            "Hints that wait for the peer.",
+            snapshot.hints.iter().map(|(node, count)| (peer(node), number(*count))),
+        ),
+        gauge(
+            "quorate_peer_round_trip_seconds",
+            "Round trip time of the connection to the peer.",
+            states().map(|(node, state)| (peer(node), state.stats.path.rtt.as_secs_f64())),
+        ),
+        gauge(
+            "quorate_peer_waiting_bytes",
+            "Bytes that wait to be sent to the peer.",
+            states().map(|(node, state)| (peer(node), number(state.waiting_bytes))),
+        ),
+        counter(
+            "quorate_peer_sent_bytes_total",
+            "Bytes that the present connection has sent to the peer.",
+            states().map(|(node, state)| (peer(node), state.stats.udp_tx.bytes)),
+        ),
+        counter(
+            "quorate_peer_received_bytes_total",
+            "Bytes that the present connection has received from the peer.",
+            states().map(|(node, state)| (peer(node), state.stats.udp_rx.bytes)),
+        ),
+        counter(
+            "quorate_peer_packets_lost_total",
+            "Packets of the present connection to the peer that were lost.",
+            states().map(|(node, state)| (peer(node), state.stats.path.lost_packets)),
+        ),
+        single(
+            "quorate_messages_lost_total",
+            "Messages to peers that found no connection or no room.",
+            snapshot.messages_lost,
+        ),
+        single(
+            "quorate_messages_ignored_total",
+            "Messages of processes that had not said hello, or of strangers.",
+            snapshot.counters.messages_ignored,
+        ),
+    ]);
+}
+
+fn gather_storage(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
+    let storage = &snapshot.storage;
+    out.extend([
+        single("quorate_storage_syncs_total", "Times that the store was synced.", storage.syncs),
+        counter_f64(
+            "quorate_storage_sync_seconds_total",
+            "Time spent in syncs.",
+            storage.sync_time.as_secs_f64(),
+        ),
+        single("quorate_storage_batches_total", "Batches that were committed.", storage.batches),
+        single(
+            "quorate_storage_batches_refused_total",
+            "Batches that the store refused.",
+            snapshot.counters.commits_failed,
+        ),
+        gauge(
+            "quorate_storage_bytes",
+            "Bytes that the store takes on disk.",
+            [(vec![], wide(storage.journal_bytes + storage.table_bytes))],
+        ),
+        gauge(
+            "quorate_storage_queued_batches",
+            "Batches that wait to be committed.",
+            [(vec![], wide(storage.queued_batches))],
+        ),
+        gauge(
+            "quorate_storage_unsynced_bytes",
+            "Bytes written and not yet synced; at the limit writes are refused.",
+            [(vec![], wide(snapshot.status.unsynced_bytes))],
+        ),
+    ]);
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+fn metric(labels: Labels) -> Metric {
+    let pairs = labels.into_iter().map(|(name, value)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value);
+        pair
+    });
+    Metric::from_label(pairs.collect())
+}
+
+fn counter(name: &str, help: &str, values: impl IntoIterator<Item = (Labels, u64)>) -> MetricFamily {
+    let metrics = values.into_iter().map(|(labels, value)| counted(labels, wide(value)));
+    family(name, help, MetricType::COUNTER, metrics.collect())
+}
+
+fn single(name: &str, help: &str, value: u64) -> MetricFamily {
+    counter(name, help, [(vec![], value)])
+}
+
+fn counter_f64(name: &str, help: &str, value: f64) -> MetricFamily {
+    family(name, help, MetricType::COUNTER, vec![counted(vec![], value)])
+}
+
+fn counted(labels: Labels, value: f64) -> Metric {
+    let mut counter = Counter::default();
+    counter.set_value(value);
+    let mut metric = metric(labels);
+    metric.set_counter(counter);
+    metric
+}
+
+fn gauge(name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) -> MetricFamily {
+    let metrics = values.into_iter().map(|(labels, value)| {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        let mut metric = metric(labels);
+        metric.set_gauge(gauge);
+        metric
+    });
+    family(name, help, MetricType::GAUGE, metrics.collect())
+}
+
+/// A count as Prometheus has them: exact up to 2^53.
+#[allow(clippy::cast_precision_loss)]
+fn wide(value: u64) -> f64 {
+    value as f64
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn signed(value: i64) -> f64 {
+    value as f64
+}
+
+fn number(value: usize) -> f64 {
+    wide(u64::try_from(value).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,404 @@
+//! One running node: its store, its sockets and its thread.
+//!
+//! Everything but the disk's committer runs on one thread with a runtime of its own: the QUIC endpoint, the
+//! connections, the node. They share what they share without locks, and a turn of the node follows the packets that
+//! caused it without a switch of threads.
+
+use std::{
+    cell::Cell,
+    io,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use client::{
+    Role,
+    tls::{self, Material, TlsError},
+    wire::{ALPN_CLIENT, ALPN_PEER},
+};
+use quinn::{
+    Connection, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
+    crypto::rustls::HandshakeData,
+};
+use ring::Epoch;
+use thiserror::Error;
+use tokio::{
+    runtime,
+    sync::{mpsc, watch},
+    task::{self, LocalSet},
+    time,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    clients::{self, Greeting},
+    closing::Closing,
+    config::Config,
+    disk::{self, DiskOptions, DiskStore, OpenError, Opened, SalvageError},
+    driver::{Clock, Driver, DriverError, Parts},
+    http,
+    links::{Dialler, Links},
+    mailbox::Mailbox,
+    metrics::Metrics,
+};
+use crate::{Identity, Node};
+
+/// A connection on which nothing is heard for so long is dead.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a quiet connection says something.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of one stream that may be on their way: what one long frame needs to get through at full speed.
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// How long the last packets of a closed endpoint may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Questions of the HTTP listener that may wait.
+const ASKS_MAX: usize = 64;
+
+/// Why a node cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A socket cannot be had.
+    #[error("cannot listen on {address} ({what}): {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// For what.
+        what: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The certificate is not a node's.
+    #[error("{}: the certificate's role is {role}: a node needs {}", certificate.display(), Role::Node)]
+    Role {
+        /// The certificate.
+        certificate: PathBuf,
+        /// Whose it is.
+        role: Role,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The store is damaged and cannot be salvaged.
+    #[error(transparent)]
+    Salvage(#[from] SalvageError),
+    /// The process id cannot be written.
+    #[error("{}: {error}", path.display())]
+    PidFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The machine does not give a thread, or random numbers.
+    #[error("the machine does not give what a node needs: {0}")]
+    Machine(String),
+}
+
+/// A running node. It stops when it is told to; dropping this does not stop it.
+pub struct Server {
+    thread: thread::JoinHandle<Result<(), DriverError>>,
+    stop: watch::Sender<bool>,
+    ready: watch::Receiver<bool>,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Starts a node: opens its store, binds its sockets and begins to serve, on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// Whatever stands in its way, before it has begun.
+    pub fn start(config: Config) -> Result<Server, StartError> {
+        let material = Material::load(&config.ca, &config.certificate, &config.key)?;
+        check_role(&config, &material)?;
+        let socket = UdpSocket::bind(config.listen).map_err(|error| StartError::Listen {
+            address: config.listen,
+            what: "QUIC",
+            error,
+        })?;
+        let http = TcpListener::bind(config.http)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|error| StartError::Listen { address: config.http, what: "HTTP", error })?;
+        let address = socket.local_addr().map_err(|error| StartError::Listen {
+            address: config.listen,
+            what: "QUIC",
+            error,
+        })?;
+        let opened = open_store(&config)?;
+        if let Some(path) = &config.pid_file {
+            std::fs::write(path, format!("{}\n", std::process::id()))
+                .map_err(|error| StartError::PidFile { path: path.clone(), error })?;
+        }
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|error| StartError::Machine(error.to_string()))?;
+        let (stop, told_to_stop) = watch::channel(false);
+        let (tell_ready, ready) = watch::channel(false);
+        let running = Running { config, material, socket, http, opened, seed, told_to_stop, tell_ready };
+        let thread = thread::Builder::new()
+            .name(format!("node-{}", running.config.id.0))
+            .spawn(move || running.run())
+            .map_err(|error| StartError::Machine(error.to_string()))?;
+        Ok(Server { thread, stop, ready, address })
+    }
+
+    /// Tells the node to stop in good order.
+    pub fn stop(&self) {
+        // A node that has ended needs no telling.
+        _ = self.stop.send(true);
+    }
+
+    /// Whether the node is ready now, and changes of it.
+    #[must_use]
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    /// Where it listens for QUIC.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError`] if it ended because it could not go on.
+    ///
+    /// # Panics
+    ///
+    /// If it panicked.
+    pub fn join(self) -> Result<(), DriverError> {
+        match self.thread.join() {
+            Ok(ended) => ended,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+fn check_role(config: &Config, material: &Material) -> Result<(), StartError> {
+    match material.role() {
+        Role::Node => Ok(()),
+        role @ Role::Client(_) => Err(StartError::Role { certificate: config.certificate.clone(), role }),
+    }
+}
+
+/// Opens the store. One that is damaged is salvaged if the configuration allows it.
+fn open_store(config: &Config) -> Result<Opened, StartError> {
+    let options = DiskOptions::new(config.id);
+    match DiskStore::open(&config.data, &options) {
+        Ok(opened) => Ok(opened),
+        Err(error @ OpenError::Damaged { .. }) if config.salvage => {
+            warn!(%error, "the store is damaged: what can be read of it goes into a new one");
+            let report = disk::salvage(&config.data, &options)?;
+            warn!(?report, "the store was salvaged: it is a new one, and has to be readmitted");
+            Ok(DiskStore::open(&config.data, &options)?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What the node's thread begins with.
+struct Running {
+    config: Config,
+    material: Material,
+    socket: UdpSocket,
+    http: TcpListener,
+    opened: Opened,
+    seed: [u8; 32],
+    told_to_stop: watch::Receiver<bool>,
+    tell_ready: watch::Sender<bool>,
+}
+
+impl Running {
+    fn run(self) -> Result<(), DriverError> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime needs a few file descriptors");
+        LocalSet::new().block_on(&runtime, self.serve())
+    }
+
+    async fn serve(self) -> Result<(), DriverError> {
+        let Running { config, material, socket, http, opened, seed, told_to_stop, tell_ready } = self;
+        let clock = Clock::start();
+        let (endpoint, dialler) = open_endpoint(&config, &material, socket);
+        let (tell_commit, commits) = mpsc::unbounded_channel();
+        // The driver may have ended: then nobody needs to know.
+        let committer = opened.committer.start(move |event| drop(tell_commit.send(event)));
+        let identity = Identity {
+            node: config.id,
+            seeds: config.seeds(),
+            seed,
+            formation: Some(config.formation.clone()),
+        };
+        let settings = config.limits.settings(config.secret);
+        let node = Node::open(identity, settings, opened.store, clock.now());
+        let mailbox = Rc::new(Mailbox::default());
+        let outgoing_bytes_max = config.limits.outgoing_bytes_max;
+        let links = Rc::new(Links::new(config.id, node.start_id(), Rc::clone(&mailbox), outgoing_bytes_max));
+        let founders = config.formation.founders.iter();
+        links.set_peers(founders.map(|(node, founder)| (*node, founder.address.clone())), &dialler);
+        let (asks_sender, asks) = mpsc::channel(ASKS_MAX);
+        task::spawn_local(http::serve(http, asks_sender));
+        let epoch = Rc::new(Cell::new((None, Epoch(0))));
+        let door = Door {
+            endpoint: endpoint.clone(),
+            config: Rc::new(config),
+            links: Rc::clone(&links),
+            mailbox: Rc::clone(&mailbox),
+            epoch: Rc::clone(&epoch),
+        };
+        info!(node = door.config.id.0, address = %door.config.listen, "listening");
+        let stop_timeout = door.config.limits.stop_timeout;
+        let metrics = Metrics::new(material.expires_unix_s());
+        task::spawn_local(door.open());
+        let parts = Parts {
+            node,
+            committer,
+            commits,
+            asks,
+            stop: told_to_stop,
+            ready: tell_ready,
+            mailbox,
+            links,
+            dialler,
+            epoch,
+            metrics,
+            clock,
+            stop_timeout,
+        };
+        let links = Rc::clone(&parts.links);
+        let ended = Driver::new(parts).run().await;
+        links.close();
+        endpoint.close(VarInt::from_u32(1), b"the node is stopping");
+        // What is not said by then, the others find out by silence.
+        drop(time::timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await);
+        ended
+    }
+}
+
+/// One UDP socket for everything: clients, peers that dial and peers that are dialled.
+fn open_endpoint(config: &Config, material: &Material, socket: UdpSocket) -> (Endpoint, Dialler) {
+    let transport = Arc::new(transport(config.mtu));
+    let mut server = tls::server_config(material, &[ALPN_CLIENT, ALPN_PEER])
+        .expect("the material was checked when it was loaded");
+    server.transport_config(Arc::clone(&transport));
+    let mut dialling =
+        tls::client_config(material, ALPN_PEER).expect("the material was checked when it was loaded");
+    dialling.transport_config(transport);
+    let mut endpoint_config = EndpointConfig::default();
+    endpoint_config.max_udp_payload_size(config.mtu.max(1472)).expect("a payload of at least 1,200 bytes");
+    let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(TokioRuntime))
+        .expect("the socket is bound and the runtime is running");
+    (endpoint.clone(), Dialler { endpoint, config: dialling })
+}
+
+fn transport(mtu: u16) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        // A peer has two streams and a client one. (Many allowed streams make each handshake dear.)
+        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("a few seconds")))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(2 * STREAM_WINDOW_BYTES))
+        .send_window(u64::from(2 * STREAM_WINDOW_BYTES))
+        .initial_mtu(mtu)
+        .mtu_discovery_config(None);
+    transport
+}
+
+/// Takes connections and sends each where it belongs.
+struct Door {
+    endpoint: Endpoint,
+    config: Rc<Config>,
+    links: Rc<Links>,
+    mailbox: Rc<Mailbox>,
+    epoch: Rc<Cell<(Option<ring::ClusterId>, Epoch)>>,
+}
+
+impl Door {
+    async fn open(self) {
+        let door = Rc::new(self);
+        while let Some(incoming) = door.endpoint.accept().await {
+            let peers_max = door.config.formation.founders.len() * 2;
+            if door.endpoint.open_connections() >= door.config.limits.client_connections_max + peers_max {
+                debug!(address = %incoming.remote_address(), "a connection is refused: there are too many");
+                incoming.refuse();
+                continue;
+            }
+            match incoming.accept() {
+                Ok(connecting) => {
+                    let door = Rc::clone(&door);
+                    task::spawn_local(async move {
+                        match time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
+                            Ok(Ok(connection)) => door.admit(connection).await,
+                            Ok(Err(error)) => debug!(%error, "a handshake failed"),
+                            Err(_) => debug!("a handshake took too long"),
+                        }
+                    });
+                }
+                Err(error) => debug!(%error, "a connection could not be accepted"),
+            }
+        }
+    }
+
+    /// Where a connection belongs is said by its protocol and its certificate's role, which have to fit.
+    async fn admit(&self, connection: Connection) {
+        let protocol = connection
+            .handshake_data()
+            .and_then(|data| data.downcast::<HandshakeData>().ok())
+            .and_then(|data| data.protocol);
+        let role = tls::role_of_peer(&connection);
+        match (protocol.as_deref(), role) {
+            (Some(ALPN_PEER), Ok(Role::Node)) => Rc::clone(&self.links).accept(connection).await,
+            (Some(ALPN_CLIENT), Ok(Role::Client(access))) => {
+                let (cluster, epoch) = self.epoch.get();
+                let greeting = Greeting {
+                    node: self.config.id,
+                    cluster,
+                    epoch,
+                    requests_max: self.config.limits.connection_requests_max,
+                    outgoing_bytes_max: self.config.limits.outgoing_bytes_max,
+                };
+                clients::serve(connection, access, greeting, Rc::clone(&self.mailbox)).await;
+            }
+            (Some(ALPN_PEER), Ok(Role::Client(_))) => {
+                refuse(&connection, "a client's certificate is not for the nodes' protocol");
+            }
+            (Some(ALPN_CLIENT), Ok(Role::Node)) => {
+                refuse(
+                    &connection,
+                    "a node's certificate is not for clients: ask for one with a client's role",
+                );
+            }
+            (_, Err(error)) => {
+                debug!(%error, "a certificate without a role");
+                refuse(&connection, "the certificate has no role of Quorate's");
+            }
+            (_, Ok(_)) => refuse(&connection, "the protocol is not one of Quorate's"),
+        }
+    }
+}
+
+fn refuse(connection: &Connection, sentence: &'static str) {
+    warn!(address = %connection.remote_address(), why = sentence, "a connection is refused");
+    Closing::Role(sentence).close(connection);
+}

@@ -1,0 +1,154 @@
+//! What the tests of running clusters share: free ports, a directory, a cluster, a client.
+
+// Each test binary uses its own part of this; and tests of running programs deal with the world.
+#![allow(
+    dead_code,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::print_stderr,
+    clippy::unwrap_used
+)]
+
+use std::{
+    net::{TcpListener, UdpSocket},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use client::{Client, ClientConfig};
+use node::shell::dev::{DevCluster, DevOptions, Mode};
+
+/// A cluster in a directory of its own, which is removed at the end.
+pub(crate) struct Running {
+    pub(crate) options: DevOptions,
+    cluster: Option<DevCluster>,
+}
+
+impl Running {
+    /// Nodes in processes of their own.
+    pub(crate) fn processes(nodes: u32) -> Running {
+        Running::start(nodes, &Mode::Processes { program: PathBuf::from(env!("CARGO_BIN_EXE_quorated")) })
+    }
+
+    /// Nodes in threads of the test.
+    pub(crate) fn threads(nodes: u32) -> Running {
+        Running::start(nodes, &Mode::Threads)
+    }
+
+    fn start(nodes: u32, mode: &Mode) -> Running {
+        let (base_port, http_base_port) = free_ports(u16::try_from(nodes).unwrap());
+        let mut name = [0; 8];
+        getrandom::fill(&mut name).unwrap();
+        let directory = std::env::temp_dir().join(format!("quorate-test-{:016x}", u64::from_be_bytes(name)));
+        let datacenters = vec!["local".to_owned()];
+        let options = DevOptions { nodes, directory, base_port, http_base_port, datacenters, fresh: false };
+        let cluster = match DevCluster::start(options.clone(), mode, || false) {
+            Ok(cluster) => cluster,
+            Err(error) => {
+                let logs = logs(&options);
+                drop(std::fs::remove_dir_all(&options.directory));
+                panic!("{error}\n{logs}");
+            }
+        };
+        Running { options, cluster: Some(cluster) }
+    }
+
+    /// Stops all nodes in good order, and starts them again.
+    pub(crate) fn restart(&mut self, mode: &Mode) {
+        self.cluster.take().unwrap().stop();
+        self.cluster = Some(DevCluster::start(self.options.clone(), mode, || false).unwrap());
+    }
+
+    /// The client's configuration.
+    pub(crate) fn client_config(&self) -> ClientConfig {
+        ClientConfig::load(self.options.client_config()).unwrap()
+    }
+
+    /// A client of the cluster.
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.client_config()).await.unwrap()
+    }
+
+    /// The process of a node.
+    pub(crate) fn pid(&self, node: u32) -> u32 {
+        let text = std::fs::read_to_string(self.options.node_directory(node).join("pid")).unwrap();
+        text.trim().parse().unwrap()
+    }
+
+    /// Ends a node's process at once.
+    pub(crate) fn kill(&self, node: u32) {
+        let status = Command::new("kill").args(["-9", &self.pid(node).to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", logs(&self.options));
+        }
+        if let Some(cluster) = self.cluster.take() {
+            cluster.stop();
+        }
+        drop(std::fs::remove_dir_all(&self.options.directory));
+    }
+}
+
+/// What the nodes' processes said last.
+fn logs(options: &DevOptions) -> String {
+    let log = |node: u32| {
+        let text = std::fs::read_to_string(options.node_directory(node).join("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines[lines.len().saturating_sub(15)..].join("\n");
+        format!("--- node {node}\n{last}\n")
+    };
+    (1..=options.nodes).map(log).collect()
+}
+
+/// Ports from which on so many are free, for QUIC and for HTTP.
+pub(crate) fn free_ports(count: u16) -> (u16, u16) {
+    let is_free = |port: u16| {
+        UdpSocket::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok()
+    };
+    loop {
+        let mut random = [0; 2];
+        getrandom::fill(&mut random).unwrap();
+        // Below the ports that the kernel gives out by itself.
+        let base = 10_000 + u16::from_be_bytes(random) % 20_000;
+        if (base..base + 2 * count).all(is_free) {
+            return (base, base + count);
+        }
+    }
+}
+
+/// A node started by hand, ended when this is dropped.
+pub(crate) struct ByHand(std::process::Child);
+
+impl ByHand {
+    pub(crate) fn run(config: &Path) -> ByHand {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorated"));
+        command.args(["run", "--config"]).arg(config).stderr(std::process::Stdio::null());
+        ByHand(command.spawn().unwrap())
+    }
+}
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Waits until something is so, and fails if it takes too long.
+pub(crate) async fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    within: Duration,
+    check: impl Fn() -> F,
+) {
+    let began = Instant::now();
+    while !check().await {
+        assert!(began.elapsed() < within, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
