@@ -39,7 +39,7 @@ impl Trio {
         let start = |id: NodeId| {
             let engine = MemoryEngine::without_log(StoreId(u64::from(id.0)));
             let seed = [u8::try_from(id.0).expect("one of three"); 32];
-            let identity = Identity { node: id, seeds: ids.to_vec(), seed };
+            let identity = Identity { node: id, seeds: ids.to_vec(), seed, formation: None };
             let settings = Settings::new(ContextKey::new([7; 32]));
             (Node::open(identity, settings, engine.clone(), now), engine)
         };
@@ -72,6 +72,7 @@ impl Trio {
             let mut outputs = std::mem::take(&mut self.outputs);
             for (at, output) in outputs.drain(..) {
                 match output {
+                    Output::Changed { .. } => {}
                     Output::Reply { reply, .. } => replies.push(reply),
                     Output::Send { to, envelope } => {
                         let index = usize::try_from(to.0 - 1).expect("one of three");
@@ -148,12 +149,10 @@ impl Default for Trio {
 
 /// A document of three nodes in one rack each.
 fn document(ids: &[NodeId]) -> ClusterDocument {
-    let member = |id: NodeId| Member {
-        store: StoreId(u64::from(id.0)),
-        address: format!("127.0.0.1:{}", 7400 + id.0),
-        datacenter: DatacenterId(0),
-        rack: RackId(u16::try_from(id.0 - 1).expect("one of three")),
-        weight: 100,
+    let member = |id: NodeId| {
+        let (store, address) = (StoreId(u64::from(id.0)), format!("127.0.0.1:{}", 7400 + id.0));
+        let rack = RackId(u16::try_from(id.0 - 1).expect("one of three"));
+        Member::new(store, address, DatacenterId(0), rack, 100)
     };
     let members: BTreeMap<NodeId, Member> = ids.iter().map(|id| (*id, member(*id))).collect();
     let keyspace = Keyspace::new("bench", 3, ConflictPolicy::Siblings, Durability::Disk);
