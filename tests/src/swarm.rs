@@ -299,10 +299,18 @@ impl Swarm {
                 self.keys = 3;
             }
             Profile::Wipes => {
-                self.faults.wipe = Some(ms(600));
                 clients.levels = vec![Level::Quorum];
                 clients.n_permille = 0;
                 clients.read_permille = 600;
+                clients.think_max = ms(1);
+                // A disk is wiped when the one before is filled again: that has to be soon, but no moment. Some replica
+                // has to miss some writes.
+                self.faults = Faults { wipe: Some(ms(100)), down_max: ms(20), ..Faults::default() };
+                self.disks =
+                    Disks { sync_min: ms(1), sync_max: ms(4), joined_permille: 1000, fail_permille: 0 };
+                self.network.loss_permille = 200;
+                self.documents.is_formed = false;
+                self.partitions = 8;
             }
             Profile::Blocking => {
                 clients.levels = vec![Level::Quorum];
