@@ -343,7 +343,7 @@ fn copied(base: &Path, scratch: &Scratch) -> PathBuf {
 fn tables_ahead_of_a_damaged_journal_are_reported() {
     let (mut dice, scratch) = (Dice::new(), Scratch::in_memory("ahead"));
     let small = DiskOptions { memtable_bytes_max: 1 << 20, ..options() };
-    let batches = random_batches(&mut dice, 60, 8, 20_000);
+    let batches = random_batches(&mut dice, 120, 8, 20_000);
     let states = states(&batches);
     for commits in [Commits::Singly, Commits::Joined] {
         let base = scratch.join("base");
@@ -381,7 +381,7 @@ fn files(dir: &Path) -> Vec<(PathBuf, usize)> {
 fn a_flipped_bit_in_a_table_is_never_read_as_something_else() {
     let (mut dice, scratch) = (Dice::new(), Scratch::in_memory("table"));
     let small = DiskOptions { memtable_bytes_max: 1 << 20, ..options() };
-    let batches = random_batches(&mut dice, 80, 8, 20_000);
+    let batches = random_batches(&mut dice, 120, 8, 20_000);
     let expected = states(&batches).pop().unwrap();
     let base = scratch.join("base");
     build(&base, &small, &batches, Commits::Joined);
@@ -434,7 +434,7 @@ fn a_flipped_bit_in_a_table_is_never_read_as_something_else() {
 fn a_file_that_is_missing_is_reported() {
     let (mut dice, scratch) = (Dice::new(), Scratch::in_memory("missing"));
     let small = DiskOptions { memtable_bytes_max: 1 << 20, ..options() };
-    let batches = random_batches(&mut dice, 60, 8, 20_000);
+    let batches = random_batches(&mut dice, 120, 8, 20_000);
     let base = scratch.join("base");
     build(&base, &small, &batches, Commits::Singly);
     let states = states(&batches);

@@ -178,7 +178,7 @@ fn a_bad_block_costs_the_records_in_it_and_no_others() {
     let (base, dir) = (scratch.join("base"), scratch.join("store"));
     let old = build(&base);
     let mut dice = Dice::new();
-    for _ in 0..40 {
+    for _ in 0..24 {
         copy(&base, &dir);
         let tables = tables(&dir);
         let table = &tables[dice.below(tables.len())];
@@ -198,7 +198,7 @@ fn a_bad_batch_costs_the_changes_in_it_and_no_others() {
     let (base, dir) = (scratch.join("base"), scratch.join("store"));
     let old = build(&base);
     let mut dice = Dice::new();
-    for _ in 0..20 {
+    for _ in 0..12 {
         copy(&base, &dir);
         let journal = journal(&dir);
         flip(&journal, dice.below(usize::try_from(journal.metadata().unwrap().len()).unwrap() * 8));
