@@ -11,6 +11,7 @@ mod level;
 mod library;
 mod request;
 pub mod tls;
+pub mod udp;
 pub mod wire;
 
 pub use access::{Access, Role, UnknownRole};

@@ -2,13 +2,13 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::BytesMut;
-use quinn::{Endpoint, IdleTimeout, TransportConfig, VarInt};
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -20,6 +20,7 @@ use super::{
 use crate::{
     Role,
     tls::{self, Material, TlsError},
+    udp::QuietRuntime,
     wire::{
         ALPN_CLIENT, ClientHello, ClientMessage, FrameReader, PROTOCOL_VERSION, ServerMessage, ServerWelcome,
         negotiate,
@@ -138,7 +139,8 @@ impl Dialer {
         if let Some(endpoint) = &*endpoint {
             return Ok(endpoint.clone());
         }
-        let opened = Endpoint::client(any)?;
+        let socket = UdpSocket::bind(any)?;
+        let opened = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(QuietRuntime))?;
         *endpoint = Some(opened.clone());
         Ok(opened)
     }

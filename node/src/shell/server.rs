@@ -18,11 +18,11 @@ use std::{
 use client::{
     Role,
     tls::{self, Material, TlsError},
+    udp::QuietRuntime,
     wire::{ALPN_CLIENT, ALPN_PEER},
 };
 use quinn::{
-    Connection, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
-    crypto::rustls::HandshakeData,
+    Connection, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt, crypto::rustls::HandshakeData,
 };
 use ring::Epoch;
 use thiserror::Error;
@@ -304,7 +304,7 @@ fn open_endpoint(config: &Config, material: &Material, socket: UdpSocket) -> (En
     dialling.transport_config(transport);
     let mut endpoint_config = EndpointConfig::default();
     endpoint_config.max_udp_payload_size(config.mtu.max(1472)).expect("a payload of at least 1,200 bytes");
-    let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(TokioRuntime))
+    let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(QuietRuntime))
         .expect("the socket is bound and the runtime is running");
     (endpoint.clone(), Dialler { endpoint, config: dialling })
 }
