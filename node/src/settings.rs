@@ -27,8 +27,9 @@ pub struct Settings {
     pub timeout_max: Duration,
     /// Requests under way before new ones are refused. Each holds its record in memory.
     pub requests_max: usize,
-    /// Recently used records that are kept in memory, each of at most 4 KiB. More answer more reads without the store.
-    pub cached_records: usize,
+    /// Bytes of recently used records that are kept in memory, each of at most 4 KiB. More answers more reads, and
+    /// finds what writes are merged with, without the store.
+    pub record_cache_bytes: usize,
     /// Bytes written and not yet synced before writes are refused.
     pub unsynced_bytes_max: usize,
     /// Messages of a newer epoch that are kept while its document is fetched.
@@ -100,7 +101,7 @@ impl Settings {
             gossip_interval: Duration::from_secs(1),
             timeout_max: Duration::from_secs(300),
             requests_max: 16 * 1024,
-            cached_records: 16 * 1024,
+            record_cache_bytes: 64 << 20,
             unsynced_bytes_max: 64 << 20,
             parked_max: 1024,
             outcomes_max: 64 * 1024,

@@ -274,7 +274,7 @@ impl Swarm {
         swarm.disks = Disks { sync_min: ms(1), sync_max: ms(1), joined_permille: 1000, fail_permille: 0 };
         swarm.calm_down();
         // A production cluster compares whole copies every ten minutes; a scenario should not have to wait for that.
-        swarm.settings = Settings { exchange_interval: ms(2000), ..Settings::new(ContextKey::new(SECRET)) };
+        swarm.settings = Settings { exchange_interval: ms(2000), ..settings() };
         swarm.turn_delay = Duration::from_micros(1);
         swarm.documents = Documents { is_formed: false, keyspaces: 0, ..swarm.documents };
         swarm
@@ -289,7 +289,7 @@ impl Swarm {
                 self.faults.rot = Some(ms(150));
                 self.set_conflict(ConflictPolicy::Siblings);
                 self.clients.context_permille = 300;
-                self.settings.cached_records = 0;
+                self.settings.record_cache_bytes = 0;
                 self.keys = 3;
             }
             Profile::FailingDisks => {
@@ -390,9 +390,9 @@ impl Swarm {
         (self.disks.joined_permille, self.disks.fail_permille) = (1000, 0);
         self.network.loss_permille = 0;
         self.network.slow_permille = 0;
-        let usual = Settings::new(ContextKey::new(SECRET));
+        let usual = settings();
         self.settings =
-            Settings { cached_records: self.settings.cached_records, siblings_max: 10_000, ..usual };
+            Settings { record_cache_bytes: self.settings.record_cache_bytes, siblings_max: 10_000, ..usual };
         // Whoever asks while the document changes may be told that it has; its client asks again, those here do not.
         self.documents.keyspaces = 0;
         let clients = &mut self.clients;
@@ -540,10 +540,15 @@ fn draw_documents(random: &mut Random) -> Documents {
     }
 }
 
+/// The defaults, but for memory: a thousand starts have to be cheap.
+fn settings() -> Settings {
+    Settings { record_cache_bytes: 1 << 20, ..Settings::new(ContextKey::new(SECRET)) }
+}
+
 fn draw_settings(random: &mut Random, faults: &Faults) -> Settings {
     let rare =
         |random: &mut Random, usual: usize, small: usize| if random.chance(80) { small } else { usual };
-    let usual = Settings::new(ContextKey::new(SECRET));
+    let usual = settings();
     let checks_drift = faults.skew_ms_max <= 400 || random.chance(200);
     Settings {
         read_retry_after: ms(*random.pick(&[10, 50])),
@@ -565,7 +570,7 @@ fn draw_settings(random: &mut Random, faults: &Faults) -> Settings {
         changes_max: rare(random, usual.changes_max, 1),
         round_timeout: ms(*random.pick(&[100, 1000])),
         // A cache hides a rotten record until a restart; without one it is found by the next read.
-        cached_records: *random.pick(&[0, 0, 1, 4, usual.cached_records]),
+        record_cache_bytes: *random.pick(&[0, 0, 512, 2048, 1 << 20]),
         clock_drift_max: if checks_drift { usual.clock_drift_max } else { Duration::from_secs(1_000_000) },
         ..usual
     }

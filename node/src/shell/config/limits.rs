@@ -54,11 +54,11 @@ impl Limits {
                 (1, 1 << 20),
                 "requests under way before new ones are refused; each holds its record in memory",
             ),
-            cached_records: section.count(
-                "cached_records",
-                defaults.cached_records,
-                (0, 1 << 24),
-                "recently used records that are kept in memory, each of at most 4 KiB",
+            record_cache_bytes: section.count(
+                "record_cache_bytes",
+                defaults.record_cache_bytes,
+                (0, 1 << 38),
+                "bytes of recently used records that are kept in memory; more answers more reads without the store",
             ),
             unsynced_bytes_max: section.count(
                 "unsynced_bytes_max",
