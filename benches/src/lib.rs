@@ -72,7 +72,7 @@ impl Trio {
             let mut outputs = std::mem::take(&mut self.outputs);
             for (at, output) in outputs.drain(..) {
                 match output {
-                    Output::Changed { .. } => {}
+                    Output::Changed { .. } | Output::Hurry => {}
                     Output::Reply { reply, .. } => replies.push(reply),
                     Output::Send { to, envelope } => {
                         let index = usize::try_from(to.0 - 1).expect("one of three");

@@ -99,8 +99,10 @@ pub enum Output {
         /// What to send.
         envelope: Envelope,
     },
-    /// Apply and sync a batch, after those before it.
+    /// Apply and sync a batch, after those before it: some time soon, so that others can join it.
     Commit(Batch),
+    /// Something waits for what was handed over: sync it without delay.
+    Hurry,
 }
 
 /// Why a node wants to be woken.

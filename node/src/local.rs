@@ -67,6 +67,8 @@ pub(crate) struct Local<S> {
     pub(crate) numbers: Numbers,
     /// Whether the process is about to end.
     pub(crate) is_stopping: bool,
+    /// Whether something has begun to wait for a batch in this turn.
+    pub(crate) is_awaiting: bool,
 }
 
 /// What an operation hears.
@@ -186,7 +188,10 @@ impl<S: Store> Local<S> {
     /// Lets something wait for a batch; without one, it happens at once.
     pub(crate) fn when_synced(&mut self, sequence: Option<Sequence>, waiting: Waiting) {
         match sequence {
-            Some(sequence) => self.waiting.add(sequence, waiting),
+            Some(sequence) => {
+                self.is_awaiting = true;
+                self.waiting.add(sequence, waiting);
+            }
             None => self.release(waiting),
         }
     }

@@ -11,7 +11,7 @@
 //! less than its own past.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     ops::Bound,
     sync::Arc,
 };
@@ -60,6 +60,8 @@ struct Pending {
     record: Option<Arc<Record>>,
     bytes: usize,
     sequence: Sequence,
+    /// Whether it holds something that was acknowledged, or will be, before it is synced.
+    is_acknowledged: bool,
 }
 
 /// The batch that this turn will emit.
@@ -68,8 +70,6 @@ struct Turn {
     /// Each object once.
     objects: Vec<ObjectKey>,
     meta: Vec<Change>,
-    /// Objects of it that are acknowledged before it is synced.
-    from_memory: BTreeSet<ObjectKey>,
     /// How many of the objects are only carried over from a batch that was refused: no reason to commit by themselves.
     carried: usize,
 }
@@ -78,7 +78,6 @@ struct Turn {
 struct InFlight {
     sequence: Sequence,
     objects: Vec<ObjectKey>,
-    from_memory: BTreeSet<ObjectKey>,
 }
 
 /// What a replica has of an object.
@@ -144,7 +143,7 @@ impl<S: Store> Replica<S> {
             clock: HybridClock::new(),
             actors: BTreeMap::new(),
             overlay: BTreeMap::new(),
-            cache: RecordCache::new(settings.cached_records),
+            cache: RecordCache::new(settings.record_cache_bytes),
             unsynced_bytes: 0,
             turn: Turn::new(Sequence(synced.0 + 1)),
             in_flight: VecDeque::new(),
@@ -289,9 +288,19 @@ impl<S: Store> Replica<S> {
     /// Stores a record, or removes one, with this turn's batch.
     pub(crate) fn put(&mut self, object: ObjectKey, record: Option<Arc<Record>>) {
         let bytes = record.as_ref().map_or(0, |record| record.encoded_len()) + object.encoded().len();
-        let pending = Pending { record, bytes, sequence: self.turn.sequence };
+        let mut pending = Pending { record, bytes, sequence: self.turn.sequence, is_acknowledged: false };
         self.unsynced_bytes += bytes;
-        let before = self.overlay.insert(object.clone(), pending);
+        let before = match self.overlay.entry(object.clone()) {
+            Entry::Occupied(mut before) => {
+                // What was acknowledged before is in this record too, and if both their batches are refused only here.
+                pending.is_acknowledged = before.get().is_acknowledged;
+                Some(before.insert(pending))
+            }
+            Entry::Vacant(place) => {
+                place.insert(pending);
+                None
+            }
+        };
         self.unsynced_bytes -= before.as_ref().map_or(0, |before| before.bytes);
         if before.is_none_or(|before| before.sequence != self.turn.sequence) {
             self.cache.remove(&object);
@@ -304,11 +313,8 @@ impl<S: Store> Replica<S> {
 
     /// What this node holds of an object is acknowledged, or will be, before it is synced.
     pub(crate) fn acknowledged_from_memory(&mut self, object: &ObjectKey) {
-        let Some(sequence) = self.overlay.get(object).map(|pending| pending.sequence) else { return };
-        if sequence == self.turn.sequence {
-            self.turn.from_memory.insert(object.clone());
-        } else if let Some(batch) = self.in_flight.iter_mut().find(|batch| batch.sequence == sequence) {
-            batch.from_memory.insert(object.clone());
+        if let Some(pending) = self.overlay.get_mut(object) {
+            pending.is_acknowledged = true;
         }
     }
 
@@ -339,7 +345,7 @@ impl<S: Store> Replica<S> {
             changes.push(Change { table: Table::Records, key, value });
         }
         let sequence = turn.sequence;
-        self.in_flight.push_back(InFlight { sequence, objects: turn.objects, from_memory: turn.from_memory });
+        self.in_flight.push_back(InFlight { sequence, objects: turn.objects });
         Some(Batch { sequence, changes })
     }
 
@@ -359,16 +365,16 @@ impl<S: Store> Replica<S> {
     /// and goes into the next batch.
     pub(crate) fn commit_failed(&mut self, sequence: Sequence) {
         let position = self.in_flight.iter().position(|batch| batch.sequence == sequence);
-        let mut batch =
+        let batch =
             position.and_then(|at| self.in_flight.remove(at)).expect("a refused batch was on its way");
         self.is_refusing = true;
-        for object in std::mem::take(&mut batch.from_memory) {
-            if let Some(pending) =
-                self.overlay.get_mut(&object).filter(|pending| pending.sequence == sequence)
+        for object in &batch.objects {
+            if let Some(pending) = self.overlay.get_mut(object)
+                && pending.sequence == sequence
+                && pending.is_acknowledged
             {
                 pending.sequence = self.turn.sequence;
-                self.turn.from_memory.insert(object.clone());
-                self.turn.objects.push(object);
+                self.turn.objects.push(object.clone());
                 self.turn.carried += 1;
             }
         }
@@ -487,7 +493,7 @@ impl<S: Store> Replica<S> {
 
 impl Turn {
     fn new(sequence: Sequence) -> Turn {
-        Turn { sequence, objects: Vec::new(), meta: Vec::new(), from_memory: BTreeSet::new(), carried: 0 }
+        Turn { sequence, objects: Vec::new(), meta: Vec::new(), carried: 0 }
     }
 }
 
@@ -539,5 +545,43 @@ mod tests {
         assert_eq!(record.copies(), five.join(CopyCount::DEFAULT));
         let Record::Lww(version) = &*record else { panic!("of a keyspace in which the last write wins") };
         assert_eq!(version.seen, Counter(90), "what the session had seen of any key");
+    }
+
+    /// A write that was acknowledged from memory is under another when both their batches are refused: the object still
+    /// holds it, and the next batch carries it.
+    #[test]
+    fn what_was_acknowledged_from_memory_outlives_the_refusal_of_what_was_written_over_it() {
+        let settings = Settings::new(ContextKey::new([7; 32]));
+        let mut replica = Replica::new(MemoryEngine::new(StoreId(1)), &settings, None);
+        let mut rng = ChaCha8Rng::from_seed([1; 32]);
+        let object = ObjectKey::new(KeyspaceId(1), b"key");
+        let mut write = |replica: &mut Replica<MemoryEngine>, value: &'static str| {
+            let now = Now { monotonic: std::time::Duration::ZERO, wall: UnixMillis(1_800_000_000_000) };
+            let held = match replica.held(&object) {
+                Held::Record(record) => Some(record),
+                Held::Nothing | Held::Damaged | Held::Unreadable => None,
+            };
+            let mint = Mint {
+                held,
+                conflict: ConflictPolicy::Siblings,
+                context: Context::new(),
+                seen: Counter::ZERO,
+                value: Some(Value::new(value)),
+                copies: CopyCount::DEFAULT,
+            };
+            replica.mint(now, &object, PartitionId(0), mint, &settings, &mut rng).expect("within limits").1
+        };
+        write(&mut replica, "acknowledged");
+        replica.acknowledged_from_memory(&object);
+        let first = replica.seal().expect("something was written").sequence;
+        write(&mut replica, "not acknowledged");
+        let second = replica.seal().expect("something was written").sequence;
+        replica.commit_failed(first);
+        replica.commit_failed(second);
+        let Held::Record(record) = replica.held(&object) else { panic!("the acknowledged value is gone") };
+        let Record::Siblings(set) = &*record else { panic!("of a keyspace that keeps siblings") };
+        assert!(set.live_len() >= 1);
+        assert!(!replica.is_quiet(), "it waits for the next batch");
+        replica.committed(second);
     }
 }

@@ -12,6 +12,7 @@ use std::{
     fs,
     path::Path,
     sync::{Mutex, mpsc},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -165,6 +166,35 @@ fn batches_that_wait_go_into_one_sync_and_are_reported_once() {
     assert_eq!((counters.batches, counters.changes, counters.syncs), (100, 100, 2));
     committer.stop();
     assert!(events.try_recv().is_err());
+}
+
+#[test]
+fn batches_that_nobody_waits_for_are_joined_and_yet_committed_soon() {
+    let scratch = Scratch::on_disk("unhurried");
+    let rig = Rig::open(&scratch.join("store"));
+    let began = Instant::now();
+    for sequence in 1..=50 {
+        rig.committer.submit_unhurried(batch(sequence, [put(sequence.to_string(), "1")])).unwrap();
+    }
+    let handed_over = began.elapsed();
+    rig.committed(Sequence(50));
+    // A machine that stood still meanwhile has seen them come one by one.
+    if handed_over < Duration::from_millis(5) {
+        assert_eq!(rig.committer.counters().syncs, 1);
+    }
+    // Whoever waits takes along what came before.
+    rig.committer.submit_unhurried(batch(51, [put("a", "1")])).unwrap();
+    rig.commit(batch(52, [put("b", "1")]));
+    assert_eq!((rig.get("a"), rig.get("b")), (Some("1".into()), Some("1".into())));
+    rig.committer.submit_unhurried(batch(53, [put("c", "1")])).unwrap();
+    rig.committer.hurry();
+    rig.committed(Sequence(53));
+    rig.committer.hurry();
+    rig.committer.submit_unhurried(batch(54, [put("d", "1")])).unwrap();
+    // A stop leaves nothing behind.
+    rig.close();
+    let rig = Rig::open(&scratch.join("store"));
+    assert_eq!((rig.store.recovered(), rig.get("d")), (Sequence(54), Some("1".into())));
 }
 
 #[test]

@@ -3,10 +3,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use antientropy::version::{ContextKey, Counter, UnixMillis};
+use antientropy::version::{
+    Actor, Context, ContextKey, CopyCount, Counter, Dot, Record, SiblingSet, UnixMillis, Value,
+};
 use node::{
     Identity, Input, Node, Now, Output, Settings,
-    message::{Envelope, Header, Message, ReadAnswer, ReadKind, ReadPurpose, Recovery, StartId, Tag},
+    message::{
+        Envelope, Header, MergePath, Message, ReadAnswer, ReadKind, ReadPurpose, Recovery, StartId, Tag,
+    },
     storage::{Batch, CrashDamage, MemoryEngine, ObjectKey, Sequence, Table},
 };
 use ring::{
@@ -73,7 +77,7 @@ impl Driver {
             match output {
                 Output::Commit(batch) => batches.push(batch),
                 Output::Send { to, envelope } => sent.push((to, envelope)),
-                Output::Reply { .. } | Output::Changed { .. } => {}
+                Output::Reply { .. } | Output::Changed { .. } | Output::Hurry => {}
             }
         }
         (batches, sent)
@@ -298,4 +302,52 @@ fn a_newer_document_is_asked_for_at_once_and_until_it_comes() {
         driver.node.handle_timeout(driver.now);
         assert_eq!(asks(&mut driver), 1, "the request may have been lost, and nobody else may speak");
     }
+}
+
+/// The disk is hurried for what is acknowledged when it is synced, and for nothing else: a write that is acknowledged
+/// from memory can wait for others to share its sync.
+#[test]
+fn the_disk_is_hurried_only_for_what_waits_for_it() {
+    let mut driver = Driver::formed();
+    driver.hear_hello();
+    driver.commit_all();
+    let mut merges = 0;
+    let mut merge = |driver: &mut Driver, durability| {
+        merges += 1;
+        let mut set = SiblingSet::new();
+        let dot = Dot { counter: Counter(driver.now.wall.0 << 16 | merges), actor: Actor(9) };
+        set.write(dot, &Context::new(), Some(Value::new("value")), CopyCount::DEFAULT);
+        driver.hear(Message::Merge {
+            tag: Tag { operation: 1, question: 1 },
+            object: ObjectKey::new(KeyspaceId(1), &merges.to_be_bytes()),
+            record: Arc::new(Record::Siblings(set)),
+            durability,
+            path: MergePath::Write,
+        });
+        let (mut batches, mut is_hurried, mut is_acknowledged) = (Vec::new(), false, false);
+        while let Some(output) = driver.node.poll_output() {
+            match output {
+                Output::Commit(batch) => batches.push(batch),
+                Output::Hurry => is_hurried = true,
+                Output::Send { envelope, .. } => {
+                    is_acknowledged |= matches!(envelope.message, Message::Merged { .. });
+                }
+                Output::Reply { .. } | Output::Changed { .. } => {}
+            }
+        }
+        assert_eq!(batches.len(), 1);
+        driver.disk.submit(batches.remove(0));
+        (is_hurried, is_acknowledged)
+    };
+    assert_eq!(
+        merge(&mut driver, Durability::Memory),
+        (true, false),
+        "a mark has to be synced before the first"
+    );
+    while let Some(sequence) = driver.disk.commit_next() {
+        driver.node.handle(driver.now, Input::Committed(sequence));
+    }
+    driver.outputs();
+    assert_eq!(merge(&mut driver, Durability::Memory), (false, true));
+    assert_eq!(merge(&mut driver, Durability::Disk), (true, false));
 }

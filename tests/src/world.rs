@@ -376,6 +376,7 @@ impl World {
                 Output::Reply { client, reply } => self.reply(index, client, reply),
                 Output::Changed { client, outcome } => self.changed(index, client, outcome),
                 Output::Send { to, envelope } => self.send(index, to, envelope),
+                Output::Hurry => {}
                 Output::Commit(batch) => {
                     self.hash(&[2, index as u64, batch.sequence.0, batch.changes.len() as u64]);
                     self.hosts[index].disk.submit(batch);

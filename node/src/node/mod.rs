@@ -173,6 +173,7 @@ impl<S: Store> Node<S> {
             hints_left: Vec::new(),
             numbers: Numbers::new(rng.next_u64()),
             is_stopping: false,
+            is_awaiting: false,
             rng,
         };
         let mut node = Node {
@@ -312,6 +313,9 @@ impl<S: Store> Node<S> {
         }
         if let Some(batch) = local.replica.seal() {
             local.outbox.push_back(Output::Commit(batch));
+        }
+        if std::mem::take(&mut local.is_awaiting) {
+            local.outbox.push_back(Output::Hurry);
         }
     }
 

@@ -16,6 +16,7 @@ use client::{
     wire::{ControlError, ControlReply, ControlRequest},
 };
 use ring::{Epoch, NodeId};
+use smallvec::SmallVec;
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -30,7 +31,7 @@ use super::{
     mailbox::{Mail, Mailbox},
     metrics::{Metrics, RequestKind, Snapshot},
 };
-use crate::{Change, ClientTag, Input, Node, Now, Output};
+use crate::{Change, ClientTag, Input, Node, Now, Output, storage::Batch};
 
 /// How long a change of the cluster document may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -266,6 +267,15 @@ impl Driver {
 
     /// Carries out what the node wants done.
     fn finish_turn(&mut self) {
+        // What is refused at once may make the node want more.
+        while self.carry_out() {}
+        self.follow_document();
+        self.look_whether_ready();
+    }
+
+    /// Carries out what the node wants done now. Returns whether it has heard something meanwhile.
+    fn carry_out(&mut self) -> bool {
+        let (mut batches, mut is_awaited) = (SmallVec::<[Batch; 1]>::new(), false);
         while let Some(output) = self.parts.node.poll_output() {
             match output {
                 Output::Send { to, envelope } => self.parts.links.send(to, &envelope),
@@ -275,18 +285,26 @@ impl Driver {
                         from.reply_control(id, self.known_epoch, outcome);
                     }
                 }
-                Output::Commit(batch) => {
-                    let sequence = batch.sequence;
-                    if let Err(refusal) = self.parts.committer.submit(batch) {
-                        warn!(sequence = sequence.0, reason = %refusal, "the store's queue refused a batch");
-                        let now = self.parts.clock.now();
-                        self.parts.node.handle(now, Input::CommitFailed(sequence));
-                    }
-                }
+                Output::Commit(batch) => batches.push(batch),
+                Output::Hurry => is_awaited = true,
             }
         }
-        self.follow_document();
-        self.look_whether_ready();
+        if is_awaited && batches.is_empty() {
+            self.parts.committer.hurry();
+        }
+        let mut is_refused = false;
+        for batch in batches {
+            let (sequence, committer) = (batch.sequence, &self.parts.committer);
+            let submitted =
+                if is_awaited { committer.submit(batch) } else { committer.submit_unhurried(batch) };
+            if let Err(refusal) = submitted {
+                is_refused = true;
+                warn!(sequence = sequence.0, reason = %refusal, "the store's queue refused a batch");
+                let now = self.parts.clock.now();
+                self.parts.node.handle(now, Input::CommitFailed(sequence));
+            }
+        }
+        is_refused
     }
 
     /// Looks whether the node is ready, now and then: with many members it costs more than a turn.

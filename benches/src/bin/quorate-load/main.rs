@@ -22,6 +22,9 @@ use client::{Client, ClientConfig, Level, wire::NewKeyspace};
 use ring::{ConflictPolicy, Durability};
 use tokio::runtime;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The keyspace that is used unless another is named.
 const KEYSPACE: &str = "load";
 /// How long the keyspace may take to be created.

@@ -25,6 +25,9 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Names the filter of the log, in the form of `tracing`'s directives.
 const LOG_VARIABLE: &str = "QUORATE_LOG";
 /// How often a running cluster is looked at.

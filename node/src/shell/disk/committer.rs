@@ -2,7 +2,8 @@
 //! reports.
 //!
 //! Whoever submits never waits: a queue that is full refuses. Nor does the committer wait to see whether more comes; what
-//! arrives while one sync is under way goes with the next, so that a sync carries the more the slower it is.
+//! arrives while one sync is under way goes with the next, so that a sync carries the more the slower it is. But batches
+//! that nobody waits for, those of writes that are acknowledged from memory, wait a few milliseconds for company.
 //!
 //! **Refused** is a batch of which nothing was written: the file system has too little room or is read-only, or a key is
 //! longer than the engine can store. Later batches may be taken.
@@ -38,6 +39,11 @@ use crate::storage::{Batch, Sequence};
 const JOINED_BYTES_MAX: usize = 8 << 20;
 /// The longest key that the engine can store.
 const KEY_BYTES_MAX: usize = u16::MAX as usize;
+/// How long batches that nobody waits for are kept for others to join. More syncs less often; less loses less of what was
+/// acknowledged from memory when the machine fails.
+const COMPANY_WAIT: Duration = Duration::from_millis(10);
+/// How old what is known of the file system's free space may be.
+const ROOM_AGE_MAX: Duration = Duration::from_millis(10);
 /// How often bytes on disk are counted.
 const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -143,6 +149,8 @@ struct Queue {
     count: usize,
     last: Sequence,
     phase: Phase,
+    /// When the first of them is to be committed, if not at once.
+    due: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -161,6 +169,7 @@ impl Committer {
             count: 0,
             last: writer.sequence(),
             phase: Phase::Open,
+            due: None,
         };
         let shared = Shared {
             queue: Mutex::new(queue),
@@ -187,6 +196,7 @@ impl Committer {
                 reaper: Reaper::start(),
                 on_event: &on_event,
                 usage_at: None,
+                room: None,
                 ahead,
             };
             let ended = catch_unwind(AssertUnwindSafe(|| thread.run()));
@@ -212,6 +222,32 @@ impl CommitterHandle {
     ///
     /// If its sequence is not greater than that of every batch before it, or if it has a key that is this module's own.
     pub fn submit(&self, batch: Batch) -> Result<(), SubmitError> {
+        self.enqueue(batch, None)
+    }
+
+    /// Hands over a batch that nobody waits for: it is committed within some milliseconds, and may be joined until then.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommitterHandle::submit`].
+    ///
+    /// # Panics
+    ///
+    /// As [`CommitterHandle::submit`].
+    pub fn submit_unhurried(&self, batch: Batch) -> Result<(), SubmitError> {
+        self.enqueue(batch, Some(Instant::now() + COMPANY_WAIT))
+    }
+
+    /// Somebody waits for what was handed over.
+    pub fn hurry(&self) {
+        let mut queue = self.shared.lock();
+        if queue.due.take().is_some() {
+            drop(queue);
+            self.shared.ready.notify_one();
+        }
+    }
+
+    fn enqueue(&self, batch: Batch, due: Option<Instant>) -> Result<(), SubmitError> {
         let bytes = bytes_of(&batch);
         assert!(batch.changes.iter().all(|change| change.key != LINK_KEY), "the core has no such key");
         let mut queue = self.shared.lock();
@@ -227,10 +263,19 @@ impl CommitterHandle {
         queue.last = batch.sequence;
         queue.bytes += bytes;
         queue.count += 1;
+        let was_due = match queue.batches.is_empty() {
+            true => None,
+            false => Some(queue.due),
+        };
+        // The first batch's time, unless one of them cannot wait.
+        queue.due = match was_due {
+            None => due,
+            Some(earlier) => earlier.filter(|_| due.is_some()),
+        };
         queue.batches.push_back(batch);
-        let is_first = queue.batches.len() == 1;
+        let is_news = was_due != Some(queue.due);
         drop(queue);
-        if is_first {
+        if is_news {
             self.shared.ready.notify_one();
         }
         Ok(())
@@ -280,11 +325,21 @@ impl Shared {
     /// Waits for batches, and takes as many as go into one sync. None when there will be no more.
     fn take(&self) -> Option<Vec<Batch>> {
         let mut queue = self.lock();
-        while queue.batches.is_empty() {
-            if queue.phase != Phase::Open {
-                return None;
+        loop {
+            let is_open = queue.phase == Phase::Open;
+            if queue.batches.is_empty() {
+                if !is_open {
+                    return None;
+                }
+                queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
             }
-            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            let wait = queue.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()));
+            if wait.is_zero() || !is_open || queue.bytes >= JOINED_BYTES_MAX {
+                break;
+            }
+            let waited = self.ready.wait_timeout(queue, wait);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let mut taken = Vec::with_capacity(queue.batches.len());
         let mut bytes = 0;
@@ -319,6 +374,8 @@ struct CommitThread<'a> {
     on_event: &'a dyn Fn(CommitEvent),
     /// When bytes on disk were last counted.
     usage_at: Option<Instant>,
+    /// What was last found, and when.
+    room: Option<(Instant, Room)>,
     ahead: Ahead,
 }
 
@@ -338,7 +395,9 @@ impl CommitThread<'_> {
     fn commit(&mut self, mut batches: Vec<Batch>) -> Result<(), CommitFailure> {
         let Committer { open, writer, shared, free_bytes_min } = &mut self.committer;
         let counted = &shared.counted;
-        let mut room = Room::look(open.directory.path(), *free_bytes_min);
+        let known = self.room.take().filter(|(at, _)| at.elapsed() < ROOM_AGE_MAX);
+        let (looked_at, mut room) =
+            known.unwrap_or_else(|| (Instant::now(), Room::look(open.directory.path(), *free_bytes_min)));
         batches.retain(|batch| match fits(batch).and_then(|()| room.take(bytes_of(batch) as u64)) {
             Ok(()) => true,
             Err(refusal) => {
@@ -347,6 +406,7 @@ impl CommitThread<'_> {
                 false
             }
         });
+        self.room = Some((looked_at, room));
         if batches.is_empty() {
             return Ok(());
         }
@@ -387,7 +447,7 @@ impl CommitThread<'_> {
     }
 }
 
-/// Room on the file system, as it was when the batches of one sync were taken.
+/// Room on the file system, as it was a few milliseconds ago, less what was written since.
 struct Room {
     free_bytes: u64,
     needed_bytes: u64,
