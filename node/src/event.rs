@@ -52,8 +52,8 @@ pub enum Input {
     Connected(NodeId),
     /// The batch with this number, and all before it, are synced.
     Committed(Sequence),
-    /// The batch with this number was refused by the store, and nothing of it was applied. (A sync that *failed*
-    /// is another matter: it ends the process.)
+    /// The batch with this number was refused by the store, and so is every one that the node has emitted since: nothing
+    /// of them was or will be applied. (A sync that *failed* is another matter: it ends the process.)
     CommitFailed(Sequence),
     /// A cluster document from outside the cluster, which nobody has agreed on here.
     Document(Arc<ClusterDocument>),

@@ -361,6 +361,12 @@ impl<S: Store> Replica<S> {
         }
     }
 
+    /// The batches on their way from this one on.
+    pub(crate) fn in_flight_from(&self, sequence: Sequence) -> Vec<Sequence> {
+        let later = self.in_flight.iter().map(|batch| batch.sequence);
+        later.filter(|batch| *batch >= sequence).collect()
+    }
+
     /// The batch was refused. What only it carried is gone, but for what was acknowledged from memory: that stays,
     /// and goes into the next batch.
     pub(crate) fn commit_failed(&mut self, sequence: Sequence) {

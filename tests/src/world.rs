@@ -424,7 +424,10 @@ impl World {
         process.is_sync_under_way = false;
         let outcome = if fails {
             self.counts.add("batch refused");
-            host.disk.fail_next().map(Input::CommitFailed)
+            let refused = host.disk.fail_next();
+            // All that was made before this is heard of goes with it.
+            while host.disk.fail_next().is_some() {}
+            refused.map(Input::CommitFailed)
         } else if joins {
             let mut last = None;
             while let Some(sequence) = host.disk.commit_next() {

@@ -219,7 +219,11 @@ impl<S: Store> Node<S> {
                 self.greet();
             }
             Input::Committed(sequence) => self.on_committed(sequence),
-            Input::CommitFailed(sequence) => self.on_commit_failed(sequence),
+            Input::CommitFailed(sequence) => {
+                for sequence in self.local.replica.in_flight_from(sequence) {
+                    self.on_commit_failed(sequence);
+                }
+            }
             Input::Document(document) => self.learn(document),
             // New requests are refused from now on; the mark follows when nothing is on its way any more.
             Input::Stop => self.local.is_stopping = true,

@@ -221,6 +221,7 @@ impl Driver {
             CommitEvent::Committed(sequence) => self.parts.node.handle(now, Input::Committed(sequence)),
             CommitEvent::Refused(sequence, reason) => {
                 warn!(sequence = sequence.0, %reason, "the store refused a batch");
+                self.parts.committer.resume();
                 self.parts.node.handle(now, Input::CommitFailed(sequence));
             }
             CommitEvent::Failed(reason) => {

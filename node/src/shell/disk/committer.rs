@@ -6,7 +6,8 @@
 //! that nobody waits for, those of writes that are acknowledged from memory, wait a few milliseconds for company.
 //!
 //! **Refused** is a batch of which nothing was written: the file system has too little room or is read-only, or a key is
-//! longer than the engine can store. Later batches may be taken.
+//! longer than the engine can store. With it go all that were handed over
+//! before its refusal was heard of; later ones may be taken.
 //!
 //! **Failed** is the end: a write or a sync failed, or the engine came across damage. What was written and not synced is
 //! in doubt, and the engine takes nothing more; the process has to end, and the next start finds out.
@@ -44,6 +45,8 @@ const KEY_BYTES_MAX: usize = u16::MAX as usize;
 const COMPANY_WAIT: Duration = Duration::from_millis(10);
 /// How old what is known of the file system's free space may be.
 const ROOM_AGE_MAX: Duration = Duration::from_millis(10);
+/// How often it is looked whether an engine that is behind with its tables has caught up.
+const BEHIND_WAIT: Duration = Duration::from_millis(2);
 /// How often bytes on disk are counted.
 const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -52,7 +55,9 @@ const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 pub enum CommitEvent {
     /// The batch with this number is durable, and so are all before it that were not refused.
     Committed(Sequence),
-    /// Nothing of the batch with this number was applied. Batches before it may still be on their way.
+    /// Nothing of the batch with this number was applied, nor of any that was handed over after it. Nothing more is
+    /// committed until [`CommitterHandle::resume`]: a batch that was made in the belief that those before it would be
+    /// taken must not be taken without them.
     Refused(Sequence, CommitRefusal),
     /// Nothing more will be taken, and what was not reported is in doubt. The process has to end. Said once, last.
     Failed(CommitFailure),
@@ -99,6 +104,15 @@ pub enum CommitFailure {
     /// The committer's thread panicked: a bug.
     #[error("the committer panicked")]
     Panicked,
+}
+
+impl CommitFailure {
+    fn of_engine(error: fjall::Error) -> CommitFailure {
+        match error {
+            fjall::Error::Poisoned => CommitFailure::Poisoned,
+            error => CommitFailure::Write(error),
+        }
+    }
 }
 
 /// Why a batch could not be handed over. Nothing of it was or will be applied.
@@ -151,6 +165,8 @@ struct Queue {
     phase: Phase,
     /// When the first of them is to be committed, if not at once.
     due: Option<Instant>,
+    /// A batch was refused, and whoever hands them over has not heard of it yet.
+    is_refusing: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -170,6 +186,7 @@ impl Committer {
             last: writer.sequence(),
             phase: Phase::Open,
             due: None,
+            is_refusing: false,
         };
         let shared = Shared {
             queue: Mutex::new(queue),
@@ -236,6 +253,15 @@ impl CommitterHandle {
     /// As [`CommitterHandle::submit`].
     pub fn submit_unhurried(&self, batch: Batch) -> Result<(), SubmitError> {
         self.enqueue(batch, Some(Instant::now() + COMPANY_WAIT))
+    }
+
+    /// Whoever hands over batches has heard that one was refused. Those that it has handed over since are dropped.
+    pub fn resume(&self) {
+        let mut queue = self.shared.lock();
+        let dropped = std::mem::take(&mut queue.batches);
+        queue.count -= dropped.len();
+        queue.bytes -= dropped.iter().map(bytes_of).sum::<usize>();
+        queue.is_refusing = false;
     }
 
     /// Somebody waits for what was handed over.
@@ -327,7 +353,7 @@ impl Shared {
         let mut queue = self.lock();
         loop {
             let is_open = queue.phase == Phase::Open;
-            if queue.batches.is_empty() {
+            if queue.batches.is_empty() || queue.is_refusing {
                 if !is_open {
                     return None;
                 }
@@ -391,24 +417,36 @@ impl CommitThread<'_> {
         Ok(())
     }
 
-    /// Writes batches, syncs them all, and reports.
+    /// Writes batches up to the first that is to be refused, syncs them all, and reports.
     fn commit(&mut self, mut batches: Vec<Batch>) -> Result<(), CommitFailure> {
-        let Committer { open, writer, shared, free_bytes_min } = &mut self.committer;
-        let counted = &shared.counted;
+        let Committer { open, free_bytes_min, .. } = &self.committer;
         let known = self.room.take().filter(|(at, _)| at.elapsed() < ROOM_AGE_MAX);
         let (looked_at, mut room) =
             known.unwrap_or_else(|| (Instant::now(), Room::look(open.directory.path(), *free_bytes_min)));
-        batches.retain(|batch| match fits(batch).and_then(|()| room.take(bytes_of(batch) as u64)) {
-            Ok(()) => true,
-            Err(refusal) => {
-                counted.refused();
-                (self.on_event)(CommitEvent::Refused(batch.sequence, refusal));
-                false
-            }
+        let refused = batches.iter().enumerate().find_map(|(at, batch)| {
+            let refusal = fits(batch).and_then(|()| room.take(bytes_of(batch) as u64)).err()?;
+            Some((at, batch.sequence, refusal))
         });
         self.room = Some((looked_at, room));
+        let Some((at, sequence, refusal)) = refused else { return self.write(batches) };
+        batches.drain(at..).for_each(|_| self.committer.shared.counted.refused());
+        self.write(batches)?;
+        self.committer.shared.lock().is_refusing = true;
+        (self.on_event)(CommitEvent::Refused(sequence, refusal));
+        Ok(())
+    }
+
+    /// Writes batches that were not refused, syncs them, and reports.
+    fn write(&mut self, batches: Vec<Batch>) -> Result<(), CommitFailure> {
         if batches.is_empty() {
             return Ok(());
+        }
+        let Committer { open, writer, shared, .. } = &mut self.committer;
+        let counted = &shared.counted;
+        // The engine itself would hold the write up, and not notice that it has failed meanwhile.
+        while open.engine.is_behind() {
+            open.engine.check().map_err(CommitFailure::of_engine)?;
+            thread::sleep(BEHIND_WAIT);
         }
         let (mut changes_written, mut bytes_written) = (0, 0);
         for batch in &batches {
@@ -418,14 +456,10 @@ impl CommitThread<'_> {
             bytes_written += bytes as u64;
         }
         let started = Instant::now();
-        open.engine.write(writer, batches).map_err(|error| match error {
-            fjall::Error::Poisoned => CommitFailure::Poisoned,
-            error => CommitFailure::Write(error),
-        })?;
+        open.engine.write(writer, batches).map_err(CommitFailure::of_engine)?;
         let written = Instant::now();
         open.engine.sync(writer).map_err(|error| match error {
-            SyncError::Engine(fjall::Error::Poisoned) => CommitFailure::Poisoned,
-            SyncError::Engine(error) => CommitFailure::Write(error),
+            SyncError::Engine(error) => CommitFailure::of_engine(error),
             SyncError::System(error) => CommitFailure::Sync(error),
         })?;
         counted.synced(written - started, written.elapsed());

@@ -255,6 +255,19 @@ impl Engine {
         self.seal_full().map_err(SyncError::Engine)
     }
 
+    /// Whether tables are written and merged so much more slowly than changes come that the engine is about to hold
+    /// writes up: it does at four sealed memtables, and slows down at twenty runs.
+    pub(super) fn is_behind(&self) -> bool {
+        [&self.records, &self.meta]
+            .iter()
+            .any(|keyspace| keyspace.tree.sealed_memtable_count() >= 3 || keyspace.tree.l0_run_count() >= 20)
+    }
+
+    /// Whether the engine still works.
+    pub(super) fn check(&self) -> fjall::Result<()> {
+        self.database.persist(PersistMode::Buffer)
+    }
+
     /// Seals what is full in memory, so that the worker flushes it. The worker would do that itself, but not while it
     /// flushes or compacts, and memory would grow meanwhile; what is sealed counts, and the engine holds writes up when
     /// there is too much of it. After a sync, because only what is synced may be flushed.
