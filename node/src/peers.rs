@@ -35,6 +35,10 @@ use crate::{
 const GREETINGS_UNANSWERED_MAX: u32 = 3;
 /// Processes that are remembered as unconfirmed; of more, the oldest are forgotten, which errs to the careful side.
 pub(crate) const STARTS_MAX: usize = 64;
+/// Former stores of a peer that are remembered; of more, the oldest are forgotten.
+pub(crate) const STORES_MAX: usize = 16;
+/// Processes of a peer that are known to be over.
+const SUPERSEDED_MAX: usize = 4;
 /// No store counts so far: a sequence from here on is nobody's.
 pub(crate) const SEQUENCE_MAX: Sequence = Sequence(1 << 62);
 /// How long the best clock sample of a peer is kept: at least one window, at most two.
@@ -57,6 +61,9 @@ pub(crate) struct Peers {
 pub(crate) struct PeerMemory {
     /// The highest sequence seen of its present store.
     pub(crate) seen: Option<(StoreId, Sequence)>,
+    /// The same of stores that it had before, the latest last; at most [`STORES_MAX`]. A disk may come back after
+    /// another was in its place, and may have been set back meanwhile.
+    pub(crate) before: Vec<(StoreId, Sequence)>,
     /// The last process that was seen to write, and what its welcome said.
     pub(crate) judged: Option<(StartId, Option<Sequence>)>,
     /// What the peer has not confirmed of this node's recoveries; none once it has welcomed the present process.
@@ -77,6 +84,8 @@ pub(crate) struct Unconfirmed {
 struct Peer {
     /// The process that said hello to this one last.
     start: Option<StartId>,
+    /// Processes of its that said hello before that one: they are over, and what is still heard of them is late.
+    superseded: SmallVec<[StartId; SUPERSEDED_MAX]>,
     /// Where its store recovered to. What it has synced counts as seen from the first batch of its own on: only that
     /// has written down that this process was, and a process that left no trace cannot be asked about later.
     recovered: Sequence,
@@ -177,7 +186,12 @@ impl Peers {
         let peer = self.peers.entry(from).or_default();
         let restarted = peer.start != Some(start);
         if restarted {
-            peer.start = Some(start);
+            if let Some(before) = peer.start.replace(start) {
+                if peer.superseded.len() == SUPERSEDED_MAX {
+                    peer.superseded.remove(0);
+                }
+                peer.superseded.push(before);
+            }
             peer.introduced = None;
             peer.epoch = None;
             peer.greeted = false;
@@ -227,6 +241,11 @@ impl Peers {
         self.unsaved |= peer.memory.unconfirmed.take().is_some();
     }
 
+    /// Whether this process of `from` is over: another has said hello since.
+    pub(crate) fn is_superseded(&self, from: NodeId, start: StartId) -> bool {
+        self.peers.get(&from).is_some_and(|peer| peer.superseded.contains(&start))
+    }
+
     /// Whether a message of this process of `from` may be listened to.
     pub(crate) fn is_known(&self, from: NodeId, start: StartId) -> bool {
         self.peers.get(&from).is_some_and(|peer| peer.start == Some(start))
@@ -259,12 +278,9 @@ impl Peers {
         if sequence <= peer.recovered {
             return;
         }
-        let higher = match peer.memory.seen {
-            Some((seen, highest)) if seen == store => sequence > highest,
-            Some(_) | None => true,
-        };
-        if higher && sequence < SEQUENCE_MAX {
-            peer.memory.seen = Some((store, sequence));
+        let highest = peer.memory.highest(store);
+        if highest.is_none_or(|highest| sequence > highest) && sequence < SEQUENCE_MAX {
+            peer.memory.set_seen(store, sequence);
             peer.memory.judged = peer.start.map(|start| (start, peer.verdict));
             self.unsaved = true;
         }
@@ -332,7 +348,7 @@ impl Peers {
         offsets.sort_unstable();
         // Of an even number the one nearer to us: a clock is not refused on half of the evidence.
         let (low, high) = (offsets.get(offsets.len().checked_sub(1)? / 2)?, offsets.get(offsets.len() / 2)?);
-        Some(-if low.abs() <= high.abs() { *low } else { *high })
+        Some(if low.saturating_abs() <= high.saturating_abs() { *low } else { *high }.saturating_neg())
     }
 
     /// Every peer is to be greeted at the next occasion: there is news in the header.
@@ -382,10 +398,28 @@ impl Peers {
 }
 
 impl PeerMemory {
+    /// How far this store was seen to come.
+    fn highest(&self, store: StoreId) -> Option<Sequence> {
+        let stores = self.seen.iter().chain(&self.before);
+        stores.filter(|(seen, _)| *seen == store).map(|(_, sequence)| *sequence).max()
+    }
+
+    /// The peer's present store has come so far. What was seen of another is kept.
+    fn set_seen(&mut self, store: StoreId, sequence: Sequence) {
+        self.before.retain(|(before, _)| *before != store);
+        if let Some(former) = self.seen.replace((store, sequence)).filter(|(seen, _)| *seen != store) {
+            if self.before.len() == STORES_MAX {
+                self.before.remove(0);
+            }
+            self.before.push(former);
+        }
+    }
+
     /// How far this store had been seen to come, if it has recovered to less since.
     fn judge(&self, store: StoreId, recovery: &Recovery) -> Option<Sequence> {
-        let (_, seen) = self.seen.filter(|(seen, _)| *seen == store)?;
-        match self.judged {
+        let seen = self.highest(store)?;
+        // The process that was judged wrote to the store that is remembered as the present one.
+        match self.judged.filter(|_| self.seen.is_some_and(|(present, _)| present == store)) {
             // What was seen since then was written after that recovery, which was judged; only this one is open.
             Some((judged, verdict)) if recovery.unconfirmed.contains(&judged) => {
                 verdict.or((seen > recovery.recovered).then_some(seen))
@@ -536,6 +570,46 @@ mod tests {
         assert_eq!(peer.hello(PEER, StartId(2), STORE, &next).went_back_from, None);
         peer.heard(at(2), PEER, STORE, Sequence(72), UnixMillis(0));
         assert_eq!(peer.hello(PEER, StartId(3), STORE, &next).went_back_from, None);
+    }
+
+    /// The machine ran once with an empty disk, and then the old one came back, from a backup.
+    #[test]
+    fn a_store_that_went_back_is_told_so_though_another_was_in_its_place() {
+        let mut peers = peers(&[PEER]);
+        peers.hello(PEER, StartId(1), STORE, &recovered(0));
+        peers.heard(at(1), PEER, STORE, Sequence(100), UnixMillis(0));
+        peers.hello(PEER, StartId(2), StoreId(8), &recovered(0));
+        peers.heard(at(2), PEER, StoreId(8), Sequence(5), UnixMillis(0));
+        let mut after = Peers::new(StartId(9), [], memories(&peers), Sequence(0));
+        for peers in [&mut peers, &mut after] {
+            let back = peers.hello(PEER, StartId(3), STORE, &recovered(40));
+            assert_eq!(back.went_back_from, Some(Sequence(100)));
+            peers.heard(at(3), PEER, STORE, Sequence(60), UnixMillis(0));
+            assert_eq!(
+                peers.hello(PEER, StartId(3), STORE, &recovered(40)).went_back_from,
+                Some(Sequence(100))
+            );
+            let other = peers.hello(PEER, StartId(4), StoreId(8), &recovered(5));
+            assert_eq!(other.went_back_from, None, "that one has lost nothing");
+        }
+        for store in 100..200 {
+            peers.hello(PEER, StartId(store), StoreId(store), &recovered(0));
+            peers.heard(at(4), PEER, StoreId(store), Sequence(1), UnixMillis(0));
+        }
+        assert_eq!(memories(&peers)[0].1.before.len(), STORES_MAX);
+    }
+
+    #[test]
+    fn a_process_is_over_once_another_has_said_hello() {
+        let mut peers = peers(&[PEER]);
+        peers.hello(PEER, StartId(1), STORE, &recovered(0));
+        assert!(!peers.is_superseded(PEER, StartId(1)));
+        peers.hello(PEER, StartId(2), STORE, &recovered(0));
+        assert!(peers.is_superseded(PEER, StartId(1)) && !peers.is_superseded(PEER, StartId(2)));
+        for start in 3..20 {
+            peers.hello(PEER, StartId(start), STORE, &recovered(0));
+        }
+        assert!(peers.is_superseded(PEER, StartId(18)) && !peers.is_superseded(PEER, StartId(19)));
     }
 
     #[test]

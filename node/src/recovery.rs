@@ -96,8 +96,8 @@ pub(crate) fn document_to_store(document: &ClusterDocument) -> (Bytes, Bytes) {
 }
 
 /// What is remembered of the peers, as it is stored. For each: its id, a byte of flags that says which of the rest
-/// there are, store, sequence, process, verdict, lowest unconfirmed recovery, and a byte that counts the unconfirmed
-/// processes that follow; all big-endian.
+/// there are, store, sequence, process, verdict, lowest unconfirmed recovery, a byte that counts the unconfirmed
+/// processes that follow, and a byte that counts the former stores and their sequences that follow; all big-endian.
 pub(crate) fn peers_to_store<'a>(
     peers: impl ExactSizeIterator<Item = (NodeId, &'a PeerMemory)>,
 ) -> (Bytes, Bytes) {
@@ -122,6 +122,11 @@ pub(crate) fn peers_to_store<'a>(
             out.put_u64(memory.unconfirmed.as_ref().map_or(0, |unconfirmed| unconfirmed.lowest.0));
             out.put_u8(u8::try_from(starts.len()).expect("a handful"));
             starts.iter().for_each(|start| out.put_u64(start.0));
+            out.put_u8(u8::try_from(memory.before.len()).expect("a handful"));
+            for (store, sequence) in &memory.before {
+                out.put_u64(store.0);
+                out.put_u64(sequence.0);
+            }
         }
     };
     (Bytes::from_static(PEERS), seal_stored(PEERS, encode, capacity))
@@ -142,13 +147,19 @@ fn decode_peers(mut payload: Bytes) -> Vec<(NodeId, PeerMemory)> {
         let (store, sequence) = (StoreId(payload.get_u64()), Sequence(payload.get_u64()));
         let (start, verdict) = (StartId(payload.get_u64()), Sequence(payload.get_u64()));
         let (lowest, count) = (Sequence(payload.get_u64()), usize::from(payload.get_u8()));
-        if payload.len() < count * 8 {
+        if payload.len() <= count * 8 {
             break;
         }
         let starts = (0..count).map(|_| StartId(payload.get_u64())).collect();
+        let count = usize::from(payload.get_u8());
+        if payload.len() < count * 16 {
+            break;
+        }
+        let before = (0..count).map(|_| (StoreId(payload.get_u64()), Sequence(payload.get_u64()))).collect();
         let has = |bit: u8| flags & bit != 0;
         let memory = PeerMemory {
             seen: has(1).then_some((store, sequence)),
+            before,
             judged: has(2).then_some((start, has(4).then_some(verdict))),
             unconfirmed: has(8).then_some(Unconfirmed { lowest, starts }),
         };
@@ -170,6 +181,7 @@ mod tests {
                 NodeId(2),
                 PeerMemory {
                     seen: Some((StoreId(3), Sequence(4))),
+                    before: vec![(StoreId(10), Sequence(11)), (StoreId(12), Sequence(13))],
                     judged: Some((StartId(5), Some(Sequence(6)))),
                     unconfirmed: Some(unconfirmed),
                 },

@@ -76,7 +76,6 @@ impl World {
             DiskFault::None => {}
             DiskFault::Wipe(store) => {
                 host.disk.wipe(*store);
-                host.image = None;
                 host.went_back = false;
                 self.history.stores.push((host.node, now, *store));
             }

@@ -39,6 +39,11 @@ impl<S: Store> Node<S> {
                     self.local.counters.messages_ignored += 1;
                     return self.note_epoch(from, header.epoch);
                 }
+                if self.local.peers.is_superseded(from, header.start) {
+                    // A late word of a process that is over: it must not be believed again.
+                    self.local.counters.messages_ignored += 1;
+                    return;
+                }
                 let greeted = self.local.peers.hello(from, header.start, header.store, &recovery);
                 self.local.peers.introduce(from, header.store, voter);
                 self.hear(&header);
