@@ -8,6 +8,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
+    net::SocketAddr,
     rc::Rc,
     time::Duration,
 };
@@ -196,7 +197,8 @@ impl Links {
             return Err(Closing::Malformed);
         }
         let requests = (sender, receiver, frames);
-        Ok((link, Streams { requests, repair: (repair_sender, repair_receiver, repair_frames) }))
+        let repair = (repair_sender, repair_receiver, repair_frames);
+        Ok((link, Streams { start: hello.start, requests, repair }))
     }
 
     /// Carries messages over an open connection until it ends.
@@ -206,15 +208,15 @@ impl Links {
         link.generation.set(generation);
         let outbox = || Outbox::new(self.outgoing_bytes_max);
         let lanes = Lanes { requests: outbox(), repair: outbox(), connection: connection.clone() };
-        let (requests, repair) = (streams.requests, streams.repair);
+        let Streams { start, requests, repair } = streams;
         write_lane(lanes.requests.clone(), requests.0);
         write_lane(lanes.repair.clone(), repair.0);
         *link.lanes.borrow_mut() = Some(lanes);
         info!(peer = link.peer.0, address = %connection.remote_address(), "connected to a peer");
         self.mailbox.put(Mail::Input(Input::Connected(link.peer)));
         let closing = tokio::select! {
-            closing = self.read_lane(link.peer, requests.1, requests.2) => closing,
-            closing = self.read_lane(link.peer, repair.1, repair.2) => closing,
+            closing = self.read_lane(link, generation, start, requests.1, requests.2) => closing,
+            closing = self.read_lane(link, generation, start, repair.1, repair.2) => closing,
         };
         if link.generation.get() == generation {
             link.disconnect(closing);
@@ -223,7 +225,16 @@ impl Links {
         closing
     }
 
-    async fn read_lane(&self, peer: NodeId, mut receiver: RecvStream, mut frames: FrameReader) -> Closing {
+    /// Hands on what comes, for as long as no other connection has taken the place of this one: what is left of it
+    /// then is the late word of a process that may be over.
+    async fn read_lane(
+        &self,
+        link: &Link,
+        generation: u64,
+        start: StartId,
+        mut receiver: RecvStream,
+        mut frames: FrameReader,
+    ) -> Closing {
         loop {
             let body = match next_frame(&mut receiver, &mut frames).await {
                 Ok(Some(body)) => body,
@@ -231,8 +242,9 @@ impl Links {
                 Err(closing) => return closing,
             };
             match Envelope::decode(body) {
-                // Who speaks was said at the beginning; nobody speaks for another.
-                Ok(envelope) if envelope.header.from == peer => {
+                _ if link.generation.get() != generation => return Closing::Superseded,
+                // Who speaks was said at the beginning; nobody speaks for another, nor for another process.
+                Ok(envelope) if envelope.header.from == link.peer && envelope.header.start == start => {
                     self.mailbox.put_patiently(Mail::Input(Input::Peer(envelope))).await;
                 }
                 Ok(_) | Err(_) => return Closing::Malformed,
@@ -249,6 +261,8 @@ pub(crate) struct LinkState {
 
 /// The streams of an open connection, with what was read of them too far.
 struct Streams {
+    /// The process at the other end.
+    start: StartId,
     requests: (SendStream, RecvStream, FrameReader),
     repair: (SendStream, RecvStream, FrameReader),
 }
@@ -305,6 +319,9 @@ async fn dial(links: Rc<Links>, link: Rc<Link>, dialler: Dialler) {
     }
 }
 
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 8;
+
 /// Why a dial failed, for people.
 type DialFailure = String;
 
@@ -314,8 +331,23 @@ async fn open_dialled(
     dialler: &Dialler,
 ) -> Result<(Connection, Streams), DialFailure> {
     let address = link.address.borrow().clone();
-    let mut found = net::lookup_host(&address).await.map_err(|error| error.to_string())?;
-    let address = found.next().ok_or_else(|| "the name has no address".to_owned())?;
+    let found = net::lookup_host(&address).await.map_err(|error| error.to_string())?;
+    let mut failure = "the name has no address".to_owned();
+    for address in found.take(ADDRESSES_MAX) {
+        match open_at(links, link, dialler, address).await {
+            Ok(opened) => return Ok(opened),
+            Err(reason) => failure = format!("{address}: {reason}"),
+        }
+    }
+    Err(failure)
+}
+
+async fn open_at(
+    links: &Links,
+    link: &Link,
+    dialler: &Dialler,
+    address: SocketAddr,
+) -> Result<(Connection, Streams), DialFailure> {
     let connecting = dialler
         .endpoint
         .connect_with(dialler.config.clone(), address, client::tls::SERVER_NAME)
@@ -347,7 +379,7 @@ async fn open_streams(links: &Links, link: &Link, connection: &Connection) -> Re
     let (mut repair_sender, repair_receiver) = connection.open_bi().await.map_err(|_| Closing::Done)?;
     write_frames(&mut repair_sender, |out| put_frame(out, |_| {})).await?;
     let repair = (repair_sender, repair_receiver, FrameReader::new(PEER_MESSAGE_BYTES_MAX));
-    Ok(Streams { requests: (sender, receiver, frames), repair })
+    Ok(Streams { start: welcome.start, requests: (sender, receiver, frames), repair })
 }
 
 /// Writes the first frames of a stream, before it has an outbox.
