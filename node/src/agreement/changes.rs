@@ -33,8 +33,8 @@ pub(crate) struct Pending {
 enum State {
     /// No document has it. What a readmission is to record, once that is known.
     Waiting { target: Option<Introduced> },
-    /// The document has it.
-    Decided { reply: ControlReply, epoch: Epoch },
+    /// The document has it; with a readmission, as what it is recorded.
+    Decided { reply: ControlReply, epoch: Epoch, recorded: Option<Introduced> },
 }
 
 /// What a document means for a change.
@@ -44,6 +44,8 @@ enum Outlook {
     Open(Box<ClusterDocument>),
     /// The document has it.
     Done(ControlReply),
+    /// It is not known yet whether a document will have it.
+    Unsettled,
     /// It cannot be had.
     Refused(ControlError),
 }
@@ -90,10 +92,14 @@ impl Changes {
                 false
             }
             Some(Outlook::Done(reply)) => {
-                pending.state = State::Decided { reply, epoch: document.epoch };
+                let recorded = match pending.state {
+                    State::Waiting { target } => target,
+                    State::Decided { recorded, .. } => recorded,
+                };
+                pending.state = State::Decided { reply, epoch: document.epoch, recorded };
                 true
             }
-            Some(Outlook::Open(_)) | None => true,
+            Some(Outlook::Open(_) | Outlook::Unsettled) | None => true,
         });
         ended
     }
@@ -107,16 +113,37 @@ impl Changes {
         let outlooks = self.queue.iter_mut().filter_map(|pending| pending.outlook(document, &heard));
         outlooks.into_iter().find_map(|outlook| match outlook {
             Outlook::Open(next) => Some(*next),
-            Outlook::Done(_) | Outlook::Refused(_) => None,
+            Outlook::Done(_) | Outlook::Unsettled | Outlook::Refused(_) => None,
         })
     }
 
-    /// Takes out what is over: decided and `everywhere`, or out of time.
-    pub(crate) fn take_ended(&mut self, now: Duration, everywhere: impl Fn(Epoch) -> bool) -> Vec<Ended> {
+    /// Takes out what is over: decided and `everywhere`, or out of time. A readmission is over when the node itself is
+    /// heard with the store that was recorded; if it has another by now, that one is to be recorded.
+    pub(crate) fn take_ended(
+        &mut self,
+        now: Duration,
+        heard: impl Fn(NodeId) -> Option<Introduced>,
+        everywhere: impl Fn(Epoch) -> bool,
+    ) -> Vec<Ended> {
         let mut ended = Vec::new();
         self.queue.retain_mut(|pending| {
+            let readmitted = match &pending.change {
+                Change::Readmit { node } => Some(heard(*node)),
+                Change::CreateKeyspace(_) => None,
+            };
+            if let State::Decided { recorded: Some(recorded), .. } = &pending.state
+                && pending.deadline > now
+                && readmitted.flatten().is_some_and(|heard| heard != *recorded)
+            {
+                pending.state = State::Waiting { target: None };
+                return true;
+            }
             let outcome = match &pending.state {
-                State::Decided { reply, epoch } if everywhere(*epoch) => Ok(reply.clone()),
+                State::Decided { reply, epoch, recorded }
+                    if everywhere(*epoch) && (recorded.is_none() || readmitted == Some(*recorded)) =>
+                {
+                    Ok(reply.clone())
+                }
                 State::Decided { epoch, .. } if pending.deadline <= now => {
                     Err(ControlError::NotEverywhere { epoch: *epoch })
                 }
@@ -192,6 +219,8 @@ fn readmit(
     }
     match heard.or(*target) {
         None => invalid(format!("{node} is not heard, so its store is not known")),
+        // Another was proposed, and may yet be recorded.
+        Some(heard) if heard == recorded && target.is_some() => Outlook::Unsettled,
         Some(heard) if heard == recorded => invalid(format!("{} of {node} is recorded already", heard.0)),
         Some((store, voter)) => {
             *target = Some((store, voter));
@@ -204,5 +233,90 @@ fn readmit(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ring::{ClusterId, Datacenter, DatacenterId, Member, Partitions, RackId};
+
+    use super::*;
+
+    const NODE: NodeId = NodeId(2);
+    const NOW: Duration = Duration::from_secs(1);
+    const DEADLINE: Duration = Duration::from_secs(9);
+
+    fn introduced(number: u64) -> Introduced {
+        (StoreId(number), VoterId(number))
+    }
+
+    fn document() -> ClusterDocument {
+        let members = (1..=3).map(|id| {
+            let member = Member::new(StoreId(id), format!("n{id}:1"), DatacenterId(0), RackId(0), 100);
+            (NodeId(u32::try_from(id).unwrap()), member)
+        });
+        let members: BTreeMap<NodeId, Member> = members.collect();
+        let (partitions, datacenters) = (Partitions::new(1).unwrap(), vec![Datacenter::new("local", ["r"])]);
+        ClusterDocument::founding(ClusterId(1), partitions, datacenters, members, BTreeMap::new()).unwrap()
+    }
+
+    fn readmission() -> Changes {
+        let mut changes = Changes::new();
+        changes.push(ClientTag(1), Change::Readmit { node: NODE }, DEADLINE);
+        changes
+    }
+
+    /// The simulator's seed 5505036: the node had yet another disk by then, and was reported as readmitted.
+    #[test]
+    fn a_readmission_is_over_when_the_node_is_heard_with_what_was_recorded() {
+        let (mut changes, first) = (readmission(), document());
+        let next =
+            changes.next(&first, |_| Some(introduced(12))).expect("another store than the recorded one");
+        assert!(changes.review(&next, |_| Some(introduced(12))).is_empty());
+        assert!(
+            changes.take_ended(NOW, |_| None, |_| true).is_empty(),
+            "the node has not said that it has it"
+        );
+        assert!(changes.take_ended(NOW, |_| Some(introduced(13)), |_| true).is_empty());
+        assert!(changes.is_waiting(), "it has another by now, which is to be recorded");
+        let next = changes.next(&next, |_| Some(introduced(13))).expect("that one");
+        assert_eq!(next.members[&NODE].store, StoreId(13));
+        assert!(changes.review(&next, |_| Some(introduced(13))).is_empty());
+        assert!(changes.take_ended(NOW, |_| Some(introduced(13)), |_| false).is_empty(), "others lack it");
+        let ended = changes.take_ended(NOW, |_| Some(introduced(13)), |_| true);
+        assert_eq!(ended, [(ClientTag(1), Ok(ControlReply::Readmitted { epoch: next.epoch }))]);
+    }
+
+    #[test]
+    fn a_readmission_of_a_node_that_is_not_heard_again_is_not_reported_as_done() {
+        let (mut changes, first) = (readmission(), document());
+        let next =
+            changes.next(&first, |_| Some(introduced(12))).expect("another store than the recorded one");
+        assert!(changes.review(&next, |_| None).is_empty());
+        let ended = changes.take_ended(DEADLINE, |_| None, |_| true);
+        assert_eq!(ended, [(ClientTag(1), Err(ControlError::NotEverywhere { epoch: next.epoch }))]);
+    }
+
+    /// Others may have accepted the proposal, and finish it.
+    #[test]
+    fn a_readmission_that_was_proposed_is_in_doubt_though_the_recorded_store_is_back() {
+        let (mut changes, first) = (readmission(), document());
+        assert!(changes.next(&first, |_| Some(introduced(12))).is_some());
+        let recorded = first.members[&NODE].store;
+        let voter = first.members[&NODE].voter;
+        assert!(changes.review(&first, |_| Some((recorded, voter))).is_empty(), "nobody knows");
+        assert!(changes.next(&first, |_| Some((recorded, voter))).is_none());
+        let ended = changes.take_ended(DEADLINE, |_| Some((recorded, voter)), |_| true);
+        assert_eq!(ended, [(ClientTag(1), Err(ControlError::InDoubt))]);
+    }
+
+    #[test]
+    fn a_readmission_of_what_is_recorded_is_refused_at_once() {
+        let (mut changes, first) = (readmission(), document());
+        let member = &first.members[&NODE];
+        let ended = changes.review(&first, |_| Some((member.store, member.voter)));
+        assert!(matches!(&ended[..], [(ClientTag(1), Err(ControlError::Invalid(_)))]), "{ended:?}");
     }
 }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use client::wire::ControlError;
 use ring::{ClusterDocument, Epoch, NodeId, StoreId};
 
-use super::Node;
+use super::{Node, documents::EPOCH_MAX};
 use crate::{
     agreement::{
         changes::{Ended, Introduced},
@@ -49,8 +49,10 @@ impl<S: Store> Node<S> {
             self.give_up_round();
         }
         if self.agreement.changes.len() > 0 {
+            let own = own_introduction(&mut self.local);
             let local = &self.local;
-            let ended = self.agreement.changes.take_ended(now, |epoch| is_everywhere(local, epoch));
+            let heard = |node| heard(local, own, node);
+            let ended = self.agreement.changes.take_ended(now, heard, |epoch| is_everywhere(local, epoch));
             ended.into_iter().for_each(|ended| self.changed(ended));
             self.begin_round();
         }
@@ -235,7 +237,7 @@ impl<S: Store> Node<S> {
         if ours.epoch == base.epoch && ours.digest != base.digest {
             self.local.counters.documents_conflicting += 1;
         }
-        if ours != base || !ballot.is_plausible() {
+        if ours != base || !ballot.is_plausible() || base.epoch.next() >= EPOCH_MAX {
             return false;
         }
         self.agreement.note(ballot);

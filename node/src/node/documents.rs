@@ -10,6 +10,9 @@ use crate::{
     recovery::document_to_store, storage::Store, waiting::Waiting,
 };
 
+/// No cluster comes so far: an epoch from here on is nobody's, and would leave no room to go on from.
+pub(super) const EPOCH_MAX: Epoch = Epoch(1 << 62);
+
 impl<S: Store> Node<S> {
     /// A document: if it is newer, it is written down, and adopted when that is synced.
     pub(super) fn learn(&mut self, document: Arc<ClusterDocument>) {
@@ -23,7 +26,7 @@ impl<S: Store> Node<S> {
                 return;
             }
         }
-        if document.epoch == Epoch(0) || document.validate().is_err() {
+        if document.epoch == Epoch(0) || document.epoch >= EPOCH_MAX || document.validate().is_err() {
             return;
         }
         // What was asked for is here; a newer one that is heard of may be asked for at once.

@@ -24,9 +24,13 @@ pub(crate) fn check(history: &History) -> Vec<String> {
             let document = &seen.document;
             let holds = match &request.change {
                 Change::CreateKeyspace(new) => has_keyspace(document, new, &request.outcome),
-                // A later document may record yet another store.
+                // A later document may record yet another store. Without the node's own word that it has the store
+                // that was recorded, nobody was told that the node is readmitted.
                 Change::Readmit { node } => {
-                    document.epoch != epoch || records_a_store_of(history, document, *node, request)
+                    let is_done = matches!(request.outcome, ChangeOutcome::Done(_));
+                    !is_done
+                        || document.epoch != epoch
+                        || records_a_store_of(history, document, *node, request)
                 }
             };
             if !holds {
