@@ -24,6 +24,7 @@ use ring::{Epoch, NodeId, StoreId, VoterId};
 use smallvec::SmallVec;
 
 use crate::{
+    agreement::votes::is_later,
     event::Now,
     message::{Recovery, StartId},
     recovery::peers_to_store,
@@ -210,8 +211,13 @@ impl Peers {
 
     /// A peer that has said hello names its store and its memory of votes.
     pub(crate) fn introduce(&mut self, from: NodeId, store: StoreId, voter: Option<VoterId>) {
-        if let Some(peer) = self.peers.get_mut(&from) {
-            peer.introduced = voter.map(|voter| (store, voter));
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let introduced = voter.map(|voter| (store, voter));
+        match (peer.introduced, introduced) {
+            // An earlier hello of the same process, which comes late: it has renewed its memory of votes since.
+            (Some((known, later)), Some((store, voter))) if known == store && is_later(later, voter) => {}
+            (Some(_), None) => {}
+            _ => peer.introduced = introduced,
         }
     }
 
@@ -597,6 +603,27 @@ mod tests {
             peers.heard(at(4), PEER, StoreId(store), Sequence(1), UnixMillis(0));
         }
         assert_eq!(memories(&peers)[0].1.before.len(), STORES_MAX);
+    }
+
+    #[test]
+    fn a_late_hello_does_not_bring_back_a_memory_of_votes_that_was_renewed() {
+        let mut peers = peers(&[PEER]);
+        peers.hello(PEER, StartId(1), STORE, &recovered(0));
+        let introduce = |peers: &mut Peers, voter: Option<u64>| {
+            peers.introduce(PEER, STORE, voter.map(VoterId));
+            peers.introduced(PEER).map(|(_, voter)| voter.0)
+        };
+        assert_eq!(introduce(&mut peers, None), None);
+        assert_eq!(introduce(&mut peers, Some(u64::MAX - 5)), Some(u64::MAX - 5));
+        assert_eq!(introduce(&mut peers, Some(3)), Some(3), "names go round");
+        assert_eq!(introduce(&mut peers, Some(u64::MAX - 5)), Some(3));
+        assert_eq!(introduce(&mut peers, None), Some(3));
+        peers.hello(PEER, StartId(2), STORE, &recovered(0));
+        assert_eq!(
+            introduce(&mut peers, Some(u64::MAX - 5)),
+            Some(u64::MAX - 5),
+            "another process says anew"
+        );
     }
 
     #[test]

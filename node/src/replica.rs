@@ -325,8 +325,13 @@ impl<S: Store> Replica<S> {
 
     /// Writes a fact about the node itself with this turn's batch.
     pub(crate) fn put_meta(&mut self, (key, value): (Bytes, Bytes)) -> Sequence {
-        self.turn.meta.push(Change { table: Table::Meta, key, value: Some(value) });
+        self.change_meta(key, Some(value));
         self.turn.sequence
+    }
+
+    /// Writes or removes a fact about the node itself with this turn's batch.
+    pub(crate) fn change_meta(&mut self, key: Bytes, value: Option<Bytes>) {
+        self.turn.meta.push(Change { table: Table::Meta, key, value });
     }
 
     /// Seals the turn: its batch, or none if nothing has changed.

@@ -213,10 +213,19 @@ impl Forming {
         accepted: Option<Box<ClusterDocument>>,
     ) {
         let is_founder = self.formation.founders.contains_key(&from);
-        if !self.compare(local, from, configuration) || !is_founder || self.proposed.is_some() {
+        if !self.compare(local, from, configuration) || !is_founder {
             return;
         }
-        let accepted = accepted.filter(|document| self.formation.makes(document)).map(Arc::from);
+        let accepted: Option<Arc<_>> =
+            accepted.filter(|document| self.formation.makes(document)).map(Arc::from);
+        if let Some(proposed) = &self.proposed {
+            if !accepted.as_ref().is_some_and(|accepted| proposed.ignores(accepted)) {
+                return;
+            }
+            // It has accepted something that was not known when this was proposed, and refuses: all are asked anew.
+            self.proposed = None;
+            self.told.clear();
+        }
         if let Some(introduced) = local.peers.introduced(from) {
             self.told.insert(from, Told { introduced, accepted });
             self.choose(local);
@@ -310,6 +319,12 @@ impl Forming {
         let may = accepted.as_ref().is_none_or(|known| *known == document || over.contains(&known.cluster));
         if !may || self.formation.leader() != Some(from) || !self.formation.makes(&document) {
             local.counters.formations_refused += 1;
+            if !may {
+                // The leader does not know of it.
+                let accepted = accepted.as_ref().map(|document| Box::new(ClusterDocument::clone(document)));
+                let configuration = self.configuration;
+                say(local, from, AgreementMessage::Tell { configuration, accepted });
+            }
             return;
         }
         self.accept(local, from, document);
@@ -343,6 +358,13 @@ impl Forming {
         let proposed = self.proposed.as_ref()?;
         let is_agreed = proposed.consents.len() >= self.required(local);
         is_agreed.then(|| Arc::clone(&proposed.document))
+    }
+}
+
+impl Proposed {
+    /// Whether whoever has accepted this document cannot accept what is proposed.
+    fn ignores(&self, accepted: &Arc<ClusterDocument>) -> bool {
+        *accepted != self.document && !self.over.contains(&accepted.cluster)
     }
 }
 

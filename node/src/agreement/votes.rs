@@ -81,12 +81,17 @@ impl Votes {
         match (voter, cast) {
             (Some(voter), Some(cast)) => self.memory = Memory::Read { voter, cast },
             // Bytes that are not what was written: whatever they said is forgotten.
-            (None, _) | (_, None) => self.renew(VoterId(rng.next_u64())),
+            (None, _) | (_, None) => self.renew(rng.next_u64()),
         }
     }
 
-    /// The memory is broken: from now on it is another.
-    pub(crate) fn renew(&mut self, voter: VoterId) {
+    /// The memory is broken: from now on it is another. Its name comes after the former one's, so that a late word of a
+    /// process with its former name is known as late: see [`is_later`].
+    pub(crate) fn renew(&mut self, random: u64) {
+        let voter = VoterId(match self.voter() {
+            Some(former) => former.0.wrapping_add(1 + random % (1 << 62)),
+            None => random,
+        });
         self.memory = Memory::Read { voter, cast: None };
         (self.is_renewed, self.is_unsaved) = (true, true);
     }
@@ -99,10 +104,14 @@ impl Votes {
         }
     }
 
-    /// The voter's name as it is stored: a key and a value.
-    pub(crate) fn take_unsaved(&mut self) -> Option<(Bytes, Bytes)> {
+    /// What is to be written of a memory that is another than it was: its name, and its votes, which take the place of
+    /// what cannot be read or holds no longer. Keys and values.
+    pub(crate) fn take_unsaved(&mut self) -> Option<[(Bytes, Option<Bytes>); 2]> {
         let voter = self.voter().filter(|_| std::mem::take(&mut self.is_unsaved))?;
-        Some((Bytes::from_static(VOTER), seal_stored(VOTER, |out| out.put_u64(voter.0), 8)))
+        let name = seal_stored(VOTER, |out| out.put_u64(voter.0), 8);
+        let has_voted = matches!(self.memory, Memory::Read { cast: Some(_), .. });
+        let votes = has_voted.then(|| self.to_store().1);
+        Some([(Bytes::from_static(VOTER), Some(name)), (Bytes::from_static(VOTES), votes)])
     }
 
     /// A batch was refused, which may have been the one with the name.
@@ -149,6 +158,11 @@ impl Votes {
         let payload = postcard::to_allocvec(cast).expect("votes have nothing that cannot be encoded");
         (Bytes::from_static(VOTES), seal_stored(VOTES, |out| out.put_slice(&payload), payload.len()))
     }
+}
+
+/// Whether a process took this name for its memory of votes after that one. Names go round in a circle.
+pub(crate) fn is_later(voter: VoterId, than: VoterId) -> bool {
+    voter != than && voter.0.wrapping_sub(than.0) < 1 << 63
 }
 
 /// How a store has voted, as it stands on disk.

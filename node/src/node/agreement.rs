@@ -314,9 +314,10 @@ impl<S: Store> Node<S> {
 
     /// A vote of this node's is synced: it is told to whoever asked for it.
     pub(super) fn cast(&mut self, to: NodeId, message: AgreementMessage) {
-        // Since it was given, this node may have been told that it does not remember how it votes.
+        // Since it was given, this node may have been told that it does not remember how it votes, or have adopted a
+        // document that records another memory.
         if let AgreementMessage::Promise { voter, .. } | AgreementMessage::Accepted { voter, .. } = &message
-            && Some(*voter) != self.local.voter()
+            && (Some(*voter) != self.local.voter() || !self.is_elector())
         {
             return;
         }

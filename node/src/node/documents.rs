@@ -1,8 +1,9 @@
 //! The cluster document: heard of, written down, adopted once it is synced.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use ring::{ClusterDocument, Epoch, PartitionId};
+use rand_core::Rng;
+use ring::{ClusterDocument, Epoch, Member, NodeId, PartitionId, StoreId};
 
 use super::{Node, Operation};
 use crate::{
@@ -12,6 +13,17 @@ use crate::{
 
 /// No cluster comes so far: an epoch from here on is nobody's, and would leave no room to go on from.
 pub(super) const EPOCH_MAX: Epoch = Epoch(1 << 62);
+
+/// Whether this store was recorded with its memory of votes, and is not any more, or is again with the same memory:
+/// then others may have votes of it, from another image of this disk, that it does not remember.
+fn is_replaced(before: &Members, after: &Members, node: NodeId, store: StoreId) -> bool {
+    let Some(before) = before.get(&node).filter(|member| member.store == store) else { return false };
+    after.get(&node).is_none_or(|after| {
+        after.store != store || (after.recorded != before.recorded && after.voter == before.voter)
+    })
+}
+
+type Members = BTreeMap<NodeId, Member>;
 
 impl<S: Store> Node<S> {
     /// A document: if it is newer, it is written down, and adopted when that is synced.
@@ -79,6 +91,11 @@ impl<S: Store> Node<S> {
         local.sharers = shares.sharers;
         local.peers.keep(|node| document.members.contains_key(&node));
         local.peers.add(document.members.keys().copied().filter(|node| *node != local.node));
+        if let Some(before) = &local.document
+            && is_replaced(&before.members, &document.members, local.node, store)
+        {
+            local.votes.renew(local.rng.next_u64());
+        }
         local.digest = Some(document.digest());
         local.document = Some(document);
         let partitions: Vec<PartitionId> = local.copies.partitions().collect();

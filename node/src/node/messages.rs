@@ -200,7 +200,7 @@ impl<S: Store> Node<S> {
                 local.fill(partition);
             }
             // It may have forgotten how it voted: whoever votes here from now on is another.
-            local.votes.renew(VoterId(local.rng.next_u64()));
+            local.votes.renew(local.rng.next_u64());
             self.agreement.round = None;
             local.peers.greet_all_soon();
         }

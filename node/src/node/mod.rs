@@ -303,9 +303,9 @@ impl<S: Store> Node<S> {
         self.mark_stop();
         let local = &mut self.local;
         if (local.replica.has_changes() || !local.replica.is_refusing())
-            && let Some(voter) = local.votes.take_unsaved()
+            && let Some(renewed) = local.votes.take_unsaved()
         {
-            local.replica.put_meta(voter);
+            renewed.into_iter().for_each(|(key, value)| local.replica.change_meta(key, value));
         }
         if local.replica.has_changes() {
             for partition in std::mem::take(&mut self.marks_lost) {
