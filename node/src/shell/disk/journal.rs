@@ -189,17 +189,29 @@ impl ActiveJournal {
         Ok(ActiveJournal { engine: engine.to_owned(), number, file: File::open(path)? })
     }
 
-    /// Syncs what the system has been given of the journal. Before the engine begins another file it has synced the one
-    /// before.
+    /// Syncs what the system has been given of the journal.
+    ///
+    /// Before the engine begins another file it has synced the one before; that is not relied on. Whether there is
+    /// another is asked without a descriptor: when the process has no more of them, syncs go on.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         loop {
+            self.file.sync_data()?;
             let next = self.engine.join(format!("{}.jnl", self.number + 1));
-            match File::open(next) {
-                Ok(file) => (self.number, self.file) = (self.number + 1, file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return self.file.sync_data(),
-                Err(error) => return Err(error),
+            if !is_begun(&next)? {
+                return Ok(());
             }
+            (self.number, self.file) = (self.number + 1, File::open(next)?);
         }
+    }
+}
+
+/// Whether the engine may have written to a file. One without a byte is still being made, or was left behind when that
+/// failed: nothing that a sync is asked for is in it.
+fn is_begun(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(metadata.len() > 0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -208,6 +220,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::shell::scratch::Scratch;
 
     /// A batch as the engine writes it.
     pub(crate) fn encode(number: u64, items: &[Item<'_>]) -> Vec<u8> {
@@ -297,6 +310,23 @@ pub(super) mod tests {
             assert_eq!((batches.by_ref().count(), batches.skip_damage().is_some()), (1, true));
             assert_eq!((batches.by_ref().count(), batches.skip_damage()), (0, None));
         }
+    }
+
+    #[test]
+    fn the_file_that_is_synced_is_the_last_that_was_begun() {
+        let scratch = Scratch::new();
+        let make = |number: u32, bytes: &[u8]| {
+            fs::write(scratch.path().join(format!("{number}.jnl")), bytes).unwrap();
+        };
+        make(7, &[0; 9]);
+        let mut journal = ActiveJournal::open(scratch.path()).unwrap();
+        make(8, &[]);
+        journal.sync().unwrap();
+        assert_eq!(journal.number, 7, "a file without a byte is not begun");
+        make(8, &[0; 9]);
+        make(9, &[0; 9]);
+        journal.sync().unwrap();
+        assert_eq!(journal.number, 9);
     }
 
     proptest! {
