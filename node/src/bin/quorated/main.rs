@@ -18,6 +18,7 @@ use node::shell::{
     dev::{DevCluster, DevOptions, Mode, NODES_MAX},
     server::Server,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -134,11 +135,13 @@ fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Run(run) => {
             start_log("info", arguments.json_logs);
+            raise_open_files();
             run_node(&run)
         }
         Command::CheckConfig { config } => check_config(&config),
         Command::Dev(dev) => {
             start_log("warn", arguments.json_logs);
+            raise_open_files();
             run_dev(dev)
         }
     };
@@ -159,6 +162,19 @@ fn start_log(default: &str, as_json: bool) {
         log.json().init();
     } else {
         log.with_ansi(io::stderr().is_terminal()).init();
+    }
+}
+
+/// Lets the process open as many files as it may have at all. Usual is a lower limit for programs that cannot deal with
+/// many; a node needs one for each table, and a node without descriptors has to end.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        let current = limit.current.unwrap_or(u64::MAX);
+        tracing::warn!(%error, current, "the limit of open files cannot be raised");
     }
 }
 
