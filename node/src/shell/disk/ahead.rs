@@ -8,6 +8,8 @@
 //! **Nothing is ever overwritten.** Zeros go only where the file has a hole, and a hole has no data. They are written by
 //! the one thread that writes the journal, right after a sync, when the engine has nothing left in its buffer: so no
 //! data comes to a hole while it is filled. The engine and `chain` read a hole as zeros anyway: nothing changes for them.
+//! And a hole is not believed: some file systems have reported holes where data had just been written (OpenZFS 2.2 did),
+//! so it is read first.
 //!
 //! It is no more than a help: where it cannot work, on a file system that knows no holes or has no room, it gives up and
 //! syncs stay as slow as they were.
@@ -19,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::SeekFrom;
+use rustix::{fs::SeekFrom, io::Errno};
 use tracing::debug;
 
 /// Zeros that are written at a time.
@@ -71,7 +73,7 @@ impl Ahead {
         let Some(number) = newest(&self.engine)? else { return Ok(()) };
         if self.journal.as_ref().is_none_or(|(known, _)| *known != number) {
             let path = self.engine.join(format!("{number}.{JOURNAL_SUFFIX}"));
-            self.journal = Some((number, OpenOptions::new().write(true).open(path)?));
+            self.journal = Some((number, OpenOptions::new().read(true).write(true).open(path)?));
             self.left_bytes = 0;
         }
         if self.left_bytes >= LEFT_BYTES_MIN {
@@ -79,6 +81,10 @@ impl Ahead {
         }
         let Some((_, file)) = &self.journal else { return Ok(()) };
         let end = file.metadata()?.len();
+        if end == 0 {
+            // The engine is still making it.
+            return Ok(());
+        }
         let start = match rustix::fs::seek(file, SeekFrom::Hole(0)) {
             Ok(start) if start < end => start,
             // No hole is left: all of it is there already, or the file system does not say.
@@ -88,13 +94,27 @@ impl Ahead {
             }
             Err(error) => return Err(error.into()),
         };
-        let hole_end = rustix::fs::seek(file, SeekFrom::Data(start)).unwrap_or(end);
-        let bytes = CHUNK_BYTES.min(hole_end - start).min(end - start);
-        let zeros = vec![0; usize::try_from(bytes).unwrap_or(0)];
-        file.write_all_at(&zeros, start)?;
+        let hole_end = match rustix::fs::seek(file, SeekFrom::Data(start)) {
+            Ok(data) => data.min(end),
+            // Nothing follows.
+            Err(Errno::NXIO) => end,
+            Err(error) => return Err(error.into()),
+        };
+        let bytes = CHUNK_BYTES.min(hole_end.saturating_sub(start));
+        fill(file, start, bytes)?;
         self.left_bytes = bytes;
         Ok(())
     }
+}
+
+/// Writes zeros where a hole is said to be, unless there is something else.
+fn fill(file: &File, start: u64, bytes: u64) -> io::Result<()> {
+    let mut zeros = vec![0; usize::try_from(bytes).unwrap_or(0)];
+    file.read_exact_at(&mut zeros, start)?;
+    if zeros.iter().any(|byte| *byte != 0) {
+        return Err(io::Error::other("the file system reports a hole where there is data"));
+    }
+    file.write_all_at(&zeros, start)
 }
 
 /// The number of the newest journal file.
@@ -158,6 +178,31 @@ mod tests {
         }
         let hole = rustix::fs::seek(&second, SeekFrom::Hole(0)).unwrap();
         assert!(ahead.has_given_up || hole >= CHUNK_BYTES, "{hole}");
+    }
+
+    #[test]
+    fn data_that_is_said_to_be_a_hole_is_not_written_over() {
+        let scratch = Scratch::new();
+        let file = journal(&scratch, 0);
+        file.write_all_at(&[7], 5_000).unwrap();
+        assert!(fill(&file, 0, 10_000).is_err());
+        let mut found = [0];
+        file.read_exact_at(&mut found, 5_000).unwrap();
+        assert_eq!(found, [7]);
+        fill(&file, 5_001, 10_000).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_still_being_made_is_waited_for() {
+        let scratch = Scratch::new();
+        let file = journal(&scratch, 0);
+        file.set_len(0).unwrap();
+        let mut ahead = Ahead::new(scratch.path());
+        ahead.synced(1, 1);
+        assert!(!ahead.has_given_up);
+        file.set_len(8 << 20).unwrap();
+        ahead.synced(1, 1);
+        assert!(ahead.has_given_up || ahead.left_bytes > 0);
     }
 
     #[test]
