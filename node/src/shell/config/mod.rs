@@ -2,13 +2,15 @@
 //!
 //! `[cluster]` has to be the same on all nodes; `[node]` is this one's own, and `[limits]` may differ. Every key of
 //! `[node]`, `[cluster]` and `[limits]` that is a single value can be overridden by an environment variable, such as
-//! `QUORATE_NODE_LISTEN` for `node.listen`. All faults are reported at once, and an unknown key is one.
+//! `QUORATE_NODE_LISTEN` for `node.listen`. All faults are reported at once, and an unknown key is one. Variables of no
+//! section are left alone: others use the prefix too, such as Kubernetes for a service that is called `quorate`.
 
 mod limits;
 mod read;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -29,9 +31,6 @@ use crate::{Formation, Founder};
 
 /// What environment variables that override settings begin with.
 const ENVIRONMENT_PREFIX: &str = "QUORATE_";
-
-/// Variables with that prefix that are for others: the client program and the tests.
-const ENVIRONMENT_OF_OTHERS: [&str; 3] = ["QUORATE_CONFIG", "QUORATE_SEED", "QUORATE_LOG"];
 
 /// A node's configuration, checked.
 #[derive(Clone, Debug)]
@@ -100,7 +99,10 @@ impl Config {
     ///
     /// Everything that is wrong with it, at once.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        Config::load_with(path, std::env::vars())
+        // A variable that is not UTF-8 overrides nothing.
+        let text =
+            |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        Config::load_with(path, std::env::vars_os().filter_map(text))
     }
 
     /// Reads a file, with overrides from these variables.
@@ -159,7 +161,7 @@ impl Config {
         for (key, value) in table {
             faults.push(ConfigFault { key, value: Some(shortened(&value)), reason: FaultReason::Unknown });
         }
-        overlay(&mut sections, environment, &mut faults);
+        overlay(&mut sections, environment);
         let mut take = |name: &str| sections.remove(name).unwrap_or_default();
         let (node_table, cluster_table, limits_table) = (take("node"), take("cluster"), take("limits"));
         let node = read_node(Section::new("node", node_table, &mut faults, help), directory);
@@ -200,23 +202,14 @@ fn shortened(value: &Value) -> String {
     }
 }
 
-/// Puts what the environment says over what the file says.
-fn overlay(
-    sections: &mut BTreeMap<&str, Table>,
-    environment: impl IntoIterator<Item = (String, String)>,
-    faults: &mut Vec<ConfigFault>,
-) {
+/// Puts what the environment says over what the file says. A key that a section does not know is a fault of the
+/// section, wherever it was said.
+fn overlay(sections: &mut BTreeMap<&str, Table>, environment: impl IntoIterator<Item = (String, String)>) {
     for (variable, text) in environment {
         let Some(rest) = variable.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
-        if ENVIRONMENT_OF_OTHERS.contains(&variable.as_str()) {
-            continue;
-        }
         let rest = rest.to_ascii_lowercase();
         let found = rest.split_once('_').and_then(|(section, key)| Some((sections.get_mut(section)?, key)));
-        let Some((section, key)) = found else {
-            faults.push(ConfigFault { key: variable, value: Some(text), reason: FaultReason::Unknown });
-            continue;
-        };
+        let Some((section, key)) = found else { continue };
         let value = text.parse::<i64>().map(Value::Integer);
         let value = value.or_else(|_| text.parse::<bool>().map(Value::Boolean));
         section.insert(key.to_owned(), value.unwrap_or(Value::String(text)));
@@ -493,4 +486,39 @@ fn read_keyspace(mut section: Section<'_>, places: &Places) -> Option<NewKeyspac
     let replication =
         replication.into_iter().filter_map(|(name, count)| Some((name, u8::try_from(count).ok()?))).collect();
     Some(NewKeyspace { name: name?, replication, conflict, durability })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_a_section_override_it_and_others_are_left_alone() {
+        let mut sections = BTreeMap::from([("node", Table::new()), ("limits", Table::new())]);
+        let variables = [
+            ("QUORATE_NODE_HTTP", "127.0.0.1:1"),
+            ("QUORATE_LIMITS_CLIENT_CONNECTIONS_MAX", "7"),
+            ("QUORATE_SERVICE_HOST", "10.0.0.1"),
+            ("QUORATE_PORT", "tcp://10.0.0.1:7400"),
+            ("QUORATE_PORT_7400_UDP_ADDR", "10.0.0.1"),
+            ("QUORATE_LOG", "debug"),
+            ("QUORATE_NODE", "1"),
+            ("PATH", "/bin"),
+        ];
+        overlay(&mut sections, variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let expected = [
+            ("limits", Table::from_iter([("client_connections_max".to_owned(), Value::Integer(7))])),
+            ("node", Table::from_iter([("http".to_owned(), Value::String("127.0.0.1:1".to_owned()))])),
+        ];
+        assert_eq!(sections, BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn a_variable_of_a_section_with_an_unknown_key_is_a_fault() {
+        let variable = ("QUORATE_NODE_LISTENS".to_owned(), "127.0.0.1:1".to_owned());
+        let faults =
+            Config::from_table(Table::new(), Path::new(""), [variable], &mut Vec::new()).unwrap_err();
+        let is_reported = |fault: &ConfigFault| fault.key == "node.listens";
+        assert!(faults.iter().any(is_reported), "{faults:?}");
+    }
 }
