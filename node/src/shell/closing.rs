@@ -23,6 +23,8 @@ pub(crate) enum Closing {
     Superseded,
     /// Replies are not read.
     TooSlow,
+    /// As many clients are connected as may be.
+    TooMany,
 }
 
 impl Closing {
@@ -37,6 +39,7 @@ impl Closing {
             Closing::Stranger => 6,
             Closing::Superseded => 7,
             Closing::TooSlow => 8,
+            Closing::TooMany => 9,
         }
     }
 
@@ -51,6 +54,7 @@ impl Closing {
             Closing::Stranger => "the node belongs to another cluster, or claims this node's id",
             Closing::Superseded => "a newer connection takes this one's place",
             Closing::TooSlow => "replies are not read: too many bytes wait to be sent",
+            Closing::TooMany => "too many clients are connected (limits.client_connections_max)",
         }
     }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use client::{
-    Role,
+    Access, Role,
     tls::{self, Material, TlsError},
     udp::QuietRuntime,
     wire::{ALPN_CLIENT, ALPN_PEER},
@@ -57,6 +57,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// How long the last packets of a closed endpoint may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Connections beyond those of clients and peers that may be open: handshakes under way and those that are being closed.
+const UNFINISHED_MAX: usize = 512;
 /// Questions of the HTTP listener that may wait.
 const ASKS_MAX: usize = 64;
 
@@ -263,6 +265,7 @@ impl Running {
             links: Rc::clone(&links),
             mailbox: Rc::clone(&mailbox),
             epoch: Rc::clone(&epoch),
+            clients: Rc::default(),
         };
         info!(node = door.config.id.0, address = %door.config.listen, "listening");
         let stop_timeout = door.config.limits.stop_timeout;
@@ -332,17 +335,75 @@ struct Door {
     links: Rc<Links>,
     mailbox: Rc<Mailbox>,
     epoch: Rc<Cell<(Option<ring::ClusterId>, Epoch)>>,
+    /// Clients that are connected.
+    clients: Rc<Cell<usize>>,
+}
+
+/// What is done with a connection before anything is known of who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reception {
+    Accept,
+    /// Whoever it is has to show first that it is where it says.
+    Validate,
+    Refuse,
+}
+
+/// With so many connections open, of at most so many. Above half of them none is begun for a forged address.
+fn reception(open: usize, open_max: usize, is_validated: bool) -> Reception {
+    if open >= open_max {
+        Reception::Refuse
+    } else if open > open_max / 2 && !is_validated {
+        Reception::Validate
+    } else {
+        Reception::Accept
+    }
+}
+
+/// A client's place among those that may be connected, free again when this is dropped.
+struct Place(Rc<Cell<usize>>);
+
+impl Place {
+    /// None if all are taken.
+    fn take(taken: &Rc<Cell<usize>>, places: usize) -> Option<Place> {
+        if taken.get() >= places {
+            return None;
+        }
+        taken.set(taken.get() + 1);
+        Some(Place(Rc::clone(taken)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
 }
 
 impl Door {
+    /// Connections that may be open at once. Well above what clients may have: they are counted when it is known that
+    /// they are clients, so that peers come in however many clients there are.
+    fn open_max(&self) -> usize {
+        let peers_max = self.config.formation.founders.len() * 2;
+        self.config.limits.client_connections_max + peers_max + UNFINISHED_MAX
+    }
+
     async fn open(self) {
         let door = Rc::new(self);
         while let Some(incoming) = door.endpoint.accept().await {
-            let peers_max = door.config.formation.founders.len() * 2;
-            if door.endpoint.open_connections() >= door.config.limits.client_connections_max + peers_max {
-                debug!(address = %incoming.remote_address(), "a connection is refused: there are too many");
-                incoming.refuse();
-                continue;
+            let open = door.endpoint.open_connections();
+            match reception(open, door.open_max(), incoming.remote_address_validated()) {
+                Reception::Accept => {}
+                Reception::Validate => {
+                    if let Err(error) = incoming.retry() {
+                        debug!(%error, "an address cannot be validated");
+                    }
+                    continue;
+                }
+                Reception::Refuse => {
+                    debug!(address = %incoming.remote_address(), "a connection is refused: there are too many");
+                    incoming.refuse();
+                    continue;
+                }
             }
             match incoming.accept() {
                 Ok(connecting) => {
@@ -369,17 +430,7 @@ impl Door {
         let role = tls::role_of_peer(&connection);
         match (protocol.as_deref(), role) {
             (Some(ALPN_PEER), Ok(Role::Node)) => Rc::clone(&self.links).accept(connection).await,
-            (Some(ALPN_CLIENT), Ok(Role::Client(access))) => {
-                let (cluster, epoch) = self.epoch.get();
-                let greeting = Greeting {
-                    node: self.config.id,
-                    cluster,
-                    epoch,
-                    requests_max: self.config.limits.connection_requests_max,
-                    outgoing_bytes_max: self.config.limits.outgoing_bytes_max,
-                };
-                clients::serve(connection, access, greeting, Rc::clone(&self.mailbox)).await;
-            }
+            (Some(ALPN_CLIENT), Ok(Role::Client(access))) => self.admit_client(connection, access).await,
             (Some(ALPN_PEER), Ok(Role::Client(_))) => {
                 refuse(&connection, "a client's certificate is not for the nodes' protocol");
             }
@@ -396,9 +447,49 @@ impl Door {
             (_, Ok(_)) => refuse(&connection, "the protocol is not one of Quorate's"),
         }
     }
+
+    async fn admit_client(&self, connection: Connection, access: Access) {
+        let Some(_place) = Place::take(&self.clients, self.config.limits.client_connections_max) else {
+            debug!(address = %connection.remote_address(), "a client is refused: there are too many");
+            return Closing::TooMany.close(&connection);
+        };
+        let (cluster, epoch) = self.epoch.get();
+        let greeting = Greeting {
+            node: self.config.id,
+            cluster,
+            epoch,
+            requests_max: self.config.limits.connection_requests_max,
+            outgoing_bytes_max: self.config.limits.outgoing_bytes_max,
+        };
+        clients::serve(connection, access, greeting, Rc::clone(&self.mailbox)).await;
+    }
 }
 
 fn refuse(connection: &Connection, sentence: &'static str) {
     warn!(address = %connection.remote_address(), why = sentence, "a connection is refused");
     Closing::Role(sentence).close(connection);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_validated_before_connections_are_refused() {
+        assert_eq!(reception(50, 100, false), Reception::Accept);
+        assert_eq!(reception(51, 100, false), Reception::Validate);
+        assert_eq!(reception(51, 100, true), Reception::Accept);
+        assert_eq!(reception(100, 100, true), Reception::Refuse);
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_its_client_is_gone() {
+        let taken = Rc::default();
+        let first = Place::take(&taken, 2).unwrap();
+        let _second = Place::take(&taken, 2).unwrap();
+        assert!(Place::take(&taken, 2).is_none());
+        drop(first);
+        assert!(Place::take(&taken, 2).is_some());
+        assert_eq!(taken.get(), 1);
+    }
 }
