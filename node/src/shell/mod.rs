@@ -14,6 +14,7 @@ mod links;
 mod mailbox;
 mod metrics;
 mod outbox;
+mod pid_file;
 #[cfg(test)]
 mod scratch;
 pub mod server;

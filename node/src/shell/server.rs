@@ -44,6 +44,7 @@ use super::{
     links::{Dialler, Links},
     mailbox::Mailbox,
     metrics::Metrics,
+    pid_file::PidFile,
 };
 use crate::{Identity, Node};
 
@@ -136,15 +137,13 @@ impl Server {
             error,
         })?;
         let opened = open_store(&config)?;
-        if let Some(path) = &config.pid_file {
-            std::fs::write(path, format!("{}\n", std::process::id()))
-                .map_err(|error| StartError::PidFile { path: path.clone(), error })?;
-        }
+        let pid_file = write_pid_file(&config)?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| StartError::Machine(error.to_string()))?;
         let (stop, told_to_stop) = watch::channel(false);
         let (tell_ready, ready) = watch::channel(false);
-        let running = Running { config, material, socket, http, opened, seed, told_to_stop, tell_ready };
+        let running =
+            Running { config, material, socket, http, opened, seed, told_to_stop, tell_ready, pid_file };
         let thread = thread::Builder::new()
             .name(format!("node-{}", running.config.id.0))
             .spawn(move || running.run())
@@ -215,6 +214,13 @@ fn open_store(config: &Config) -> Result<Opened, StartError> {
     }
 }
 
+fn write_pid_file(config: &Config) -> Result<Option<PidFile>, StartError> {
+    let written = config.pid_file.as_deref().map(|path| {
+        PidFile::write(path).map_err(|error| StartError::PidFile { path: path.to_owned(), error })
+    });
+    written.transpose()
+}
+
 /// What the node's thread begins with.
 struct Running {
     config: Config,
@@ -225,6 +231,7 @@ struct Running {
     seed: [u8; 32],
     told_to_stop: watch::Receiver<bool>,
     tell_ready: watch::Sender<bool>,
+    pid_file: Option<PidFile>,
 }
 
 impl Running {
@@ -237,7 +244,10 @@ impl Running {
     }
 
     async fn serve(self) -> Result<(), DriverError> {
-        let Running { config, material, socket, http, opened, seed, told_to_stop, tell_ready } = self;
+        let Running { config, material, socket, http, opened, seed, told_to_stop, tell_ready, pid_file } =
+            self;
+        // Held until the node has ended.
+        let _pid_file = pid_file;
         let clock = Clock::start();
         let (endpoint, dialler) = open_endpoint(&config, &material, socket);
         let (tell_commit, commits) = mpsc::unbounded_channel();

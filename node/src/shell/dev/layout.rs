@@ -85,6 +85,12 @@ impl DevOptions {
         self.node_directory(node).join("node.toml")
     }
 
+    /// Where a node that is a process writes its id.
+    #[must_use]
+    pub fn pid_file(&self, node: u32) -> PathBuf {
+        self.node_directory(node).join("pid")
+    }
+
     /// The client's configuration.
     #[must_use]
     pub fn client_config(&self) -> PathBuf {

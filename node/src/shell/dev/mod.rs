@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use super::{
     config::{Config, ConfigError},
+    pid_file,
     server::{Server, StartError},
 };
 
@@ -112,6 +113,7 @@ impl DevCluster {
         is_cancelled: impl Fn() -> bool,
     ) -> Result<DevCluster, DevError> {
         options.prepare()?;
+        remove_pid_files(&options);
         let mut cluster = match mode {
             Mode::Threads => {
                 let mut cluster = DevCluster { options, nodes: Nodes::Threads(Vec::new()) };
@@ -142,7 +144,9 @@ impl DevCluster {
     fn start_threads(&mut self) -> Result<(), DevError> {
         let Nodes::Threads(servers) = &mut self.nodes else { return Ok(()) };
         for node in 1..=self.options.nodes {
-            let config = Config::load_with(&self.options.node_config(node), [])?;
+            let mut config = Config::load_with(&self.options.node_config(node), [])?;
+            // All of them would name this process.
+            config.pid_file = None;
             let server =
                 Server::start(config).map_err(|error| DevError::Start { node, error: Box::new(error) })?;
             servers.push(server);
@@ -238,6 +242,8 @@ impl DevCluster {
                     }
                     if let Ok(Some(status)) = process.child.try_wait() {
                         process.is_reported = true;
+                        // One that was killed leaves it.
+                        pid_file::remove_of(&self.options.pid_file(node), process.child.id());
                         let config = self.options.node_config(node);
                         ended.push(format!(
                             "node {node} has ended ({status}); start it again with: quorated run --config {}",
@@ -286,8 +292,19 @@ impl DevCluster {
                         drop(process.child.wait());
                     }
                 }
+                for (process, node) in processes.iter().zip(1..) {
+                    pid_file::remove_of(&self.options.pid_file(node), process.child.id());
+                }
             }
         }
+    }
+}
+
+/// Removes what an earlier run that was killed left behind.
+fn remove_pid_files(options: &DevOptions) {
+    for node in 1..=options.nodes {
+        // Most are not there; and a node that starts writes its own.
+        drop(std::fs::remove_file(options.pid_file(node)));
     }
 }
 
