@@ -14,8 +14,12 @@ use client::{
 use ring::name_is_valid;
 use thiserror::Error;
 
+use crate::shell::disk;
+
 /// What says that a directory was made here, and what for. Nothing is ever removed from one without it.
 const MARKER: &str = "quorate-dev.toml";
+/// A node's store, in its folder.
+const DATA: &str = "data";
 /// More nodes than a machine is good for.
 pub const NODES_MAX: u32 = 32;
 
@@ -45,6 +49,9 @@ pub enum LayoutError {
     /// Something else is there.
     #[error("{}: not empty, and not made by `quorated dev`: name another directory with --dir", .0.display())]
     Foreign(PathBuf),
+    /// It is not to be removed under a cluster that uses it.
+    #[error("{}: a cluster is running there: stop it before it is begun anew", .0.display())]
+    Running(PathBuf),
     /// The cluster that is there looks different.
     #[error(
         "{}: holds a cluster with other options ({found}): start it with those, or begin anew with --fresh, which \
@@ -158,6 +165,7 @@ impl DevOptions {
             return Err(LayoutError::Foreign(self.directory.clone()));
         }
         if is_ours && self.fresh {
+            self.check_stopped()?;
             at(&self.directory, fs::remove_dir_all(&self.directory))?;
         } else if is_ours {
             let found = at(&marker, fs::read_to_string(&marker))?;
@@ -170,6 +178,18 @@ impl DevOptions {
         self.make()?;
         // Last: a directory that was made only half is foreign, and nothing is lost by removing it by hand.
         at(&marker, fs::write(&marker, self.described()))
+    }
+
+    /// That no node that was made here runs, however many there are.
+    fn check_stopped(&self) -> Result<(), LayoutError> {
+        for entry in at(&self.directory, fs::read_dir(&self.directory))? {
+            let store = at(&self.directory, entry)?.path().join(DATA);
+            // Beside the folders of nodes there are files, in which nothing can be.
+            if store.is_dir() && at(&store, disk::is_open(&store))? {
+                return Err(LayoutError::Running(self.directory.clone()));
+            }
+        }
+        Ok(())
     }
 
     fn make(&self) -> Result<(), LayoutError> {
@@ -203,7 +223,7 @@ impl DevOptions {
     fn node_toml(&self, node: u32) -> String {
         let mut out = format!(
             "# Made by `quorated dev`. Paths are relative to this file.\n\n[node]\nid = {node}\n\
-             listen = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\ndata = \"data\"\nca = \"../ca.pem\"\n\
+             listen = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\ndata = \"{DATA}\"\nca = \"../ca.pem\"\n\
              certificate = \"node.pem\"\nkey = \"node-key.pem\"\npid_file = \"pid\"\n\n\
              # The same on all nodes.\n[cluster]\nsecret = \"../cluster.secret\"\n",
             self.port(node),
@@ -292,6 +312,20 @@ mod tests {
         assert!(matches!(other.prepare(), Err(LayoutError::Different { .. })));
         DevOptions { fresh: true, ..other }.prepare().unwrap();
         assert!(Config::load_with(&options.node_config(5), []).is_ok());
+    }
+
+    #[test]
+    fn a_cluster_that_runs_is_not_removed() {
+        let directory = crate::shell::scratch::Scratch::new();
+        let options = DevOptions { fresh: true, ..options(directory.path()) };
+        options.prepare().unwrap();
+        let store = options.node_directory(2).join(DATA);
+        let held = disk::DiskStore::open(&store, &disk::DiskOptions::new(ring::NodeId(2))).unwrap();
+        assert!(matches!(options.prepare(), Err(LayoutError::Running(_))));
+        assert!(store.exists());
+        drop(held);
+        options.prepare().unwrap();
+        assert!(!store.exists());
     }
 
     #[test]

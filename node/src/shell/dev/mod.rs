@@ -9,7 +9,7 @@ mod layout;
 use std::{
     fs::File,
     io::{self, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -113,6 +113,7 @@ impl DevCluster {
         is_cancelled: impl Fn() -> bool,
     ) -> Result<DevCluster, DevError> {
         options.prepare()?;
+        check_ports(&options)?;
         remove_pid_files(&options);
         let mut cluster = match mode {
             Mode::Threads => {
@@ -298,6 +299,23 @@ impl DevCluster {
             }
         }
     }
+}
+
+/// That all ports can be had. Another cluster that has them would answer for this one, and be taken for ready.
+fn check_ports(options: &DevOptions) -> Result<(), DevError> {
+    for node in 1..=options.nodes {
+        let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let (quic, http) = (at(options.port(node)), at(options.http_port(node)));
+        let taken = |address: SocketAddr, what: &'static str| {
+            move |error| DevError::Start {
+                node,
+                error: Box::new(StartError::Listen { address, what, error }),
+            }
+        };
+        UdpSocket::bind(quic).map_err(taken(quic, "QUIC"))?;
+        TcpListener::bind(http).map_err(taken(http, "HTTP"))?;
+    }
+    Ok(())
 }
 
 /// Removes what an earlier run that was killed left behind.

@@ -299,6 +299,20 @@ impl Directory {
     }
 }
 
+/// Whether a process has the store in a directory open. False if there is none.
+pub(crate) fn is_open(store: &Path) -> io::Result<bool> {
+    let file = match OpenOptions::new().write(true).open(store.join(LOCK)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// A file that does not belong to a store, in a directory that says nowhere that it is one.
 fn foreign_file(path: &Path) -> Result<Option<String>, OpenError> {
     let names = names(path)?;
@@ -354,6 +368,7 @@ fn remove_all(path: &Path) -> Result<(), OpenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shell::scratch::Scratch;
 
     #[test]
     fn the_identity_is_pinned() {
@@ -378,6 +393,17 @@ mod tests {
         }
         let newer = IdentityFile::decode(b"quorate-store 12\nanything");
         assert!(matches!(newer, Err(IdentityFault::Newer(12))));
+    }
+
+    #[test]
+    fn a_store_is_open_while_its_directory_is_locked() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("data");
+        assert!(!is_open(&path).unwrap());
+        let held = Directory::lock(&path).unwrap();
+        assert!(is_open(&path).unwrap());
+        drop(held);
+        assert!(!is_open(&path).unwrap());
     }
 
     #[test]

@@ -51,6 +51,7 @@ use tracing::{info, warn};
 
 pub use committer::{CommitEvent, CommitFailure, CommitRefusal, Committer, CommitterHandle, SubmitError};
 pub use counted::CommitterCounters;
+pub(crate) use directory::is_open;
 use directory::{Directory, IdentityFile};
 use engine::Engine;
 pub use error::{Damage, OpenError};
