@@ -15,7 +15,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use node::shell::{
     config::Config,
-    dev::{DevCluster, DevOptions, Mode, NODES_MAX},
+    dev::{DevCluster, DevError, DevOptions, Mode, NODES_MAX},
     server::Server,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -241,8 +241,16 @@ fn run_dev(dev: Dev) -> Result<(), Failure> {
     let mode = if dev.processes { Mode::Processes { program } } else { Mode::Threads };
     let nodes = options.nodes;
     let started = DevCluster::start(options, &mode, || *stop.borrow());
-    let mut cluster = started.map_err(|error| Failure::Start(error.to_string()))?;
     let mut out = io::stdout();
+    let mut cluster = match started {
+        Ok(cluster) => cluster,
+        Err(cancelled @ DevError::Cancelled) => {
+            // It was asked for, whether or not somebody reads this.
+            drop(writeln!(out, "{cancelled}"));
+            return Ok(());
+        }
+        Err(error) => return Err(Failure::Start(error.to_string())),
+    };
     let told = writeln!(out, "ready: {nodes} nodes in {:.2} s", began.elapsed().as_secs_f64())
         .and_then(|()| cluster.describe(&mut out, &quorate))
         .and_then(|()| writeln!(out, "Ctrl-C stops them."))

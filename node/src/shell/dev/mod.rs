@@ -81,6 +81,9 @@ pub enum DevError {
     /// The nodes were not ready in time.
     #[error("the nodes were not ready within {} s", READY_TIMEOUT.as_secs())]
     NotReady,
+    /// It was told to stop before they were.
+    #[error("stopped before the nodes were ready")]
+    Cancelled,
 }
 
 /// A development cluster that runs.
@@ -176,13 +179,21 @@ impl DevCluster {
 
     fn wait_until_ready(&mut self, is_cancelled: impl Fn() -> bool) -> Result<(), DevError> {
         let began = Instant::now();
-        while !self.is_ready()? {
-            if began.elapsed() >= READY_TIMEOUT || is_cancelled() {
+        loop {
+            let is_ready = self.is_ready();
+            if matches!(is_ready, Ok(true)) {
+                return Ok(());
+            }
+            // Before it is asked who ended: Ctrl-C in a terminal ends the nodes too, and may reach them first.
+            std::thread::sleep(POLL_INTERVAL);
+            if is_cancelled() {
+                return Err(DevError::Cancelled);
+            }
+            is_ready?;
+            if began.elapsed() >= READY_TIMEOUT {
                 return Err(DevError::NotReady);
             }
-            std::thread::sleep(POLL_INTERVAL);
         }
-        Ok(())
     }
 
     fn is_ready(&mut self) -> Result<bool, DevError> {
