@@ -132,8 +132,14 @@ impl<S: Store> Local<S> {
 
     /// The name of this store's memory of votes; none if the store could not be read yet.
     pub(crate) fn voter(&mut self) -> Option<VoterId> {
+        let was_known = self.votes.voter().is_some();
         self.votes.read(self.replica.store(), &mut self.rng);
-        self.votes.voter()
+        let voter = self.votes.voter();
+        if !was_known && voter.is_some() {
+            // It was left out of what the peers were told so far, and they may ask for nothing more.
+            self.peers.greet_all_soon();
+        }
+        voter
     }
 
     /// Whether the document records this node with this store.

@@ -38,8 +38,6 @@ const GREETINGS_UNANSWERED_MAX: u32 = 3;
 pub(crate) const STARTS_MAX: usize = 64;
 /// Former stores of a peer that are remembered; of more, the oldest are forgotten.
 pub(crate) const STORES_MAX: usize = 16;
-/// Processes of a peer that are known to be over.
-const SUPERSEDED_MAX: usize = 4;
 /// No store counts so far: a sequence from here on is nobody's.
 pub(crate) const SEQUENCE_MAX: Sequence = Sequence(1 << 62);
 /// How long the best clock sample of a peer is kept: at least one window, at most two.
@@ -85,8 +83,6 @@ pub(crate) struct Unconfirmed {
 struct Peer {
     /// The process that said hello to this one last.
     start: Option<StartId>,
-    /// Processes of its that said hello before that one: they are over, and what is still heard of them is late.
-    superseded: SmallVec<[StartId; SUPERSEDED_MAX]>,
     /// Where its store recovered to. What it has synced counts as seen from the first batch of its own on: only that
     /// has written down that this process was, and a process that left no trace cannot be asked about later.
     recovered: Sequence,
@@ -187,12 +183,7 @@ impl Peers {
         let peer = self.peers.entry(from).or_default();
         let restarted = peer.start != Some(start);
         if restarted {
-            if let Some(before) = peer.start.replace(start) {
-                if peer.superseded.len() == SUPERSEDED_MAX {
-                    peer.superseded.remove(0);
-                }
-                peer.superseded.push(before);
-            }
+            peer.start = Some(start);
             peer.introduced = None;
             peer.epoch = None;
             peer.greeted = false;
@@ -245,11 +236,6 @@ impl Peers {
         peer.ever_greeted = true;
         peer.unanswered = 0;
         self.unsaved |= peer.memory.unconfirmed.take().is_some();
-    }
-
-    /// Whether this process of `from` is over: another has said hello since.
-    pub(crate) fn is_superseded(&self, from: NodeId, start: StartId) -> bool {
-        self.peers.get(&from).is_some_and(|peer| peer.superseded.contains(&start))
     }
 
     /// Whether a message of this process of `from` may be listened to.
@@ -624,19 +610,6 @@ mod tests {
             Some(u64::MAX - 5),
             "another process says anew"
         );
-    }
-
-    #[test]
-    fn a_process_is_over_once_another_has_said_hello() {
-        let mut peers = peers(&[PEER]);
-        peers.hello(PEER, StartId(1), STORE, &recovered(0));
-        assert!(!peers.is_superseded(PEER, StartId(1)));
-        peers.hello(PEER, StartId(2), STORE, &recovered(0));
-        assert!(peers.is_superseded(PEER, StartId(1)) && !peers.is_superseded(PEER, StartId(2)));
-        for start in 3..20 {
-            peers.hello(PEER, StartId(start), STORE, &recovered(0));
-        }
-        assert!(peers.is_superseded(PEER, StartId(18)) && !peers.is_superseded(PEER, StartId(19)));
     }
 
     #[test]

@@ -351,3 +351,36 @@ fn the_disk_is_hurried_only_for_what_waits_for_it() {
     assert_eq!(merge(&mut driver, Durability::Memory), (false, true));
     assert_eq!(merge(&mut driver, Durability::Disk), (true, false));
 }
+
+/// Seed 7704511 of the simulator: a founder's disk could not be read when it said hello, so that it named no memory of
+/// votes; it named none later either, for the two of them had enough to say to each other, and no cluster was formed.
+#[test]
+fn a_memory_of_votes_that_could_not_be_read_at_first_is_named_when_it_can_be() {
+    let mut driver = Driver::formed();
+    driver.disk.fail_reads(true);
+    driver.starts += 1;
+    driver.node = open(&driver.disk, driver.now, driver.starts);
+    let hellos = |driver: &mut Driver| {
+        let (batches, sent) = driver.outputs();
+        batches.into_iter().for_each(|batch| driver.disk.submit(batch));
+        let of = |(_, envelope): (NodeId, Envelope)| match envelope.message {
+            Message::Hello { voter, .. } => Some((envelope.header.start, voter)),
+            _ => None,
+        };
+        sent.into_iter().filter_map(of).collect::<Vec<_>>()
+    };
+    driver.hear_hello();
+    let said = hellos(&mut driver);
+    assert!(!said.is_empty() && said.iter().all(|(_, voter)| voter.is_none()), "{said:?}");
+    driver.hear(Message::Welcome { start: said[0].0, went_back_from: None });
+    driver.disk.fail_reads(false);
+    let mut said = Vec::new();
+    for _ in 0..30 {
+        driver.now.monotonic += Duration::from_millis(100);
+        // The peer is never silent.
+        driver.hear(Message::Declined { tag: Tag { operation: 1, question: 1 } });
+        driver.node.handle_timeout(driver.now);
+        said.extend(hellos(&mut driver));
+    }
+    assert!(said.iter().any(|(_, voter)| voter.is_some()), "{said:?}");
+}

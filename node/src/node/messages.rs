@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use client::Refusal;
 use rand_core::Rng;
-use ring::{Epoch, NodeId, PartitionId, VoterId};
+use ring::{Epoch, NodeId, PartitionId};
 
 use super::{DOCUMENT_RETRY_AFTER, Node, requests::timeout};
 use crate::{
@@ -38,11 +38,6 @@ impl<S: Store> Node<S> {
                 if document.is_some_and(|document| !document.members.contains_key(&from)) {
                     self.local.counters.messages_ignored += 1;
                     return self.note_epoch(from, header.epoch);
-                }
-                if self.local.peers.is_superseded(from, header.start) {
-                    // A late word of a process that is over: it must not be believed again.
-                    self.local.counters.messages_ignored += 1;
-                    return;
                 }
                 let greeted = self.local.peers.hello(from, header.start, header.store, &recovery);
                 self.local.peers.introduce(from, header.store, voter);
