@@ -215,11 +215,15 @@ impl Partition {
     ) -> Result<Partition, KeysFailure> {
         let resolved = keyspace.resolve(Instant::now() + timeout).await?;
         let (view, rules) = (&resolved.view, &resolved.view.document.keyspaces[&resolved.id]);
-        let replicas = replicas_of(&view.document, view, rules, id, None);
+        let mut replicas = replicas_of(&view.document, view, rules, id, None);
         let local = replicas.first().map_or(DatacenterId(0), |replica| replica.datacenter);
         let required = level
             .required(Operation::Read, &copies(&view.document, rules, None), local)
             .map_err(Refusal::Unsatisfiable)?;
+        // A node that failed lately is asked if the others do not suffice: each partition would wait for it anew.
+        let (nodes, now) = (&keyspace.cluster().nodes, Instant::now());
+        let is_resting = |id: NodeId| nodes.get(id).is_none_or(|node| node.condition(now).0);
+        replicas.sort_by_key(|replica| is_resting(replica.owner.node));
         let (chosen, spares) = split(replicas, &required);
         let mut partition = Partition {
             keyspace,
