@@ -235,15 +235,21 @@ enum Damage {
     Zeros(Range<usize>),
 }
 
+/// The store of these batches, in the place of the one before.
+fn build_anew(scratch: &Scratch, batches: &[Batch], commits: Commits) -> PathBuf {
+    let base = scratch.join("base");
+    let _ = fs::remove_dir_all(&base);
+    build(&base, &options(), batches, commits);
+    base
+}
+
 #[test]
 fn a_journal_cut_anywhere_yields_the_first_batches_whole() {
     let (mut dice, scratch) = (Dice::new(), Scratch::in_memory("cut"));
     let batches = random_batches(&mut dice, 12, 5, 200);
     let states = states(&batches);
     for commits in [Commits::Singly, Commits::Joined] {
-        let base = scratch.join("base");
-        let _ = fs::remove_dir_all(&base);
-        build(&base, &options(), &batches, commits);
+        let base = build_anew(&scratch, &batches, commits);
         let bytes = usize::try_from(journals(&base)[0].metadata().unwrap().len()).unwrap();
         let cuts = (0..60).map(|index| Damage::Cut(index * bytes / 60)).collect::<Vec<_>>();
         let outcomes = damage_journal(&base, &scratch, &options(), &states, 0, cuts.into_iter());
@@ -258,9 +264,7 @@ fn a_flipped_bit_in_a_journal_yields_the_first_batches_or_is_reported() {
     let batches = random_batches(&mut dice, 12, 5, 200);
     let states = states(&batches);
     for commits in [Commits::Singly, Commits::Joined] {
-        let base = scratch.join("base");
-        let _ = fs::remove_dir_all(&base);
-        build(&base, &options(), &batches, commits);
+        let base = build_anew(&scratch, &batches, commits);
         let bits = 8 * usize::try_from(journals(&base)[0].metadata().unwrap().len()).unwrap();
         // The first batch's number is what nothing but its own link protects.
         let numbers = (40..104).map(Damage::Flip);

@@ -92,10 +92,7 @@ impl Changes {
                 false
             }
             Some(Outlook::Done(reply)) => {
-                let recorded = match pending.state {
-                    State::Waiting { target } => target,
-                    State::Decided { recorded, .. } => recorded,
-                };
+                let State::Waiting { target: recorded } = pending.state else { return true };
                 pending.state = State::Decided { reply, epoch: document.epoch, recorded };
                 true
             }
@@ -127,20 +124,20 @@ impl Changes {
     ) -> Vec<Ended> {
         let mut ended = Vec::new();
         self.queue.retain_mut(|pending| {
-            let readmitted = match &pending.change {
-                Change::Readmit { node } => Some(heard(*node)),
+            let heard = match &pending.change {
+                Change::Readmit { node } => heard(*node),
                 Change::CreateKeyspace(_) => None,
             };
             if let State::Decided { recorded: Some(recorded), .. } = &pending.state
                 && pending.deadline > now
-                && readmitted.flatten().is_some_and(|heard| heard != *recorded)
+                && heard.is_some_and(|heard| heard != *recorded)
             {
                 pending.state = State::Waiting { target: None };
                 return true;
             }
             let outcome = match &pending.state {
                 State::Decided { reply, epoch, recorded }
-                    if everywhere(*epoch) && (recorded.is_none() || readmitted == Some(*recorded)) =>
+                    if everywhere(*epoch) && (recorded.is_none() || heard == *recorded) =>
                 {
                     Ok(reply.clone())
                 }

@@ -16,7 +16,6 @@ use client::{
     wire::{ControlError, ControlReply, ControlRequest},
 };
 use ring::{Epoch, NodeId};
-use smallvec::SmallVec;
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -31,7 +30,7 @@ use super::{
     mailbox::{Mail, Mailbox},
     metrics::{Metrics, RequestKind, Snapshot},
 };
-use crate::{Change, ClientTag, Input, Node, Now, Output, storage::Batch};
+use crate::{Change, ClientTag, Input, Node, Now, Output};
 
 /// How long a change of the cluster document may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -276,7 +275,7 @@ impl Driver {
 
     /// Carries out what the node wants done now. Returns whether it has heard something meanwhile.
     fn carry_out(&mut self) -> bool {
-        let (mut batches, mut is_awaited) = (SmallVec::<[Batch; 1]>::new(), false);
+        let (mut sealed, mut is_awaited) = (None, false);
         while let Some(output) = self.parts.node.poll_output() {
             match output {
                 Output::Send { to, envelope } => self.parts.links.send(to, &envelope),
@@ -286,26 +285,28 @@ impl Driver {
                         from.reply_control(id, self.known_epoch, outcome);
                     }
                 }
-                Output::Commit(batch) => batches.push(batch),
+                Output::Commit(batch) => {
+                    // A second one would have been made before it is known whether this one is taken.
+                    assert!(sealed.is_none(), "a turn has one batch");
+                    sealed = Some(batch);
+                }
                 Output::Hurry => is_awaited = true,
             }
         }
-        if is_awaited && batches.is_empty() {
-            self.parts.committer.hurry();
-        }
-        let mut is_refused = false;
-        for batch in batches {
-            let (sequence, committer) = (batch.sequence, &self.parts.committer);
-            let submitted =
-                if is_awaited { committer.submit(batch) } else { committer.submit_unhurried(batch) };
-            if let Err(refusal) = submitted {
-                is_refused = true;
-                warn!(sequence = sequence.0, reason = %refusal, "the store's queue refused a batch");
-                let now = self.parts.clock.now();
-                self.parts.node.handle(now, Input::CommitFailed(sequence));
+        let committer = &self.parts.committer;
+        let Some(batch) = sealed else {
+            if is_awaited {
+                committer.hurry();
             }
-        }
-        is_refused
+            return false;
+        };
+        let sequence = batch.sequence;
+        let submitted = if is_awaited { committer.submit(batch) } else { committer.submit_unhurried(batch) };
+        let Err(refusal) = submitted else { return false };
+        warn!(sequence = sequence.0, reason = %refusal, "the store's queue refused a batch");
+        let now = self.parts.clock.now();
+        self.parts.node.handle(now, Input::CommitFailed(sequence));
+        true
     }
 
     /// Looks whether the node is ready, now and then: with many members it costs more than a turn.

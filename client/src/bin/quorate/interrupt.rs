@@ -45,11 +45,7 @@ impl Interrupt {
         &self,
         command: impl Future<Output = Result<T, CommandError>>,
     ) -> Result<T, CommandError> {
-        tokio::select! {
-            biased;
-            ended = command => ended,
-            () = self.heard() => Err(CommandError::Interrupted),
-        }
+        self.or_end(command, CommandError::Interrupted).await
     }
 
     /// Does something that may have changed something when it is interrupted.
@@ -57,10 +53,18 @@ impl Interrupt {
         &self,
         command: impl Future<Output = Result<T, CommandError>>,
     ) -> Result<T, CommandError> {
+        self.or_end(command, CommandError::InterruptedInDoubt).await
+    }
+
+    async fn or_end<T>(
+        &self,
+        command: impl Future<Output = Result<T, CommandError>>,
+        interrupted: CommandError,
+    ) -> Result<T, CommandError> {
         tokio::select! {
             biased;
             ended = command => ended,
-            () = self.heard() => Err(CommandError::InterruptedInDoubt),
+            () = self.heard() => Err(interrupted),
         }
     }
 }

@@ -289,19 +289,14 @@ impl CommitterHandle {
         queue.last = batch.sequence;
         queue.bytes += bytes;
         queue.count += 1;
-        let was_due = match queue.batches.is_empty() {
-            true => None,
-            false => Some(queue.due),
-        };
-        // The first batch's time, unless one of them cannot wait.
-        queue.due = match was_due {
-            None => due,
-            Some(earlier) => earlier.filter(|_| due.is_some()),
-        };
+        // The first batch's time counts, unless one of them cannot wait.
+        let is_sooner = queue.batches.is_empty() || (queue.due.is_some() && due.is_none());
+        if is_sooner {
+            queue.due = due;
+        }
         queue.batches.push_back(batch);
-        let is_news = was_due != Some(queue.due);
         drop(queue);
-        if is_news {
+        if is_sooner {
             self.shared.ready.notify_one();
         }
         Ok(())
