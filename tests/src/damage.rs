@@ -88,6 +88,7 @@ impl World {
         let on_disk = !matches!(fault, DiskFault::None);
         self.history.damages.push(Damage { node: self.hosts[index].node, at: now, on_disk });
         self.record_losses(index, Durability::Memory, &live, &after);
+        self.forget_notices(index);
         match fault {
             DiskFault::None => return,
             DiskFault::Wipe(_) => {}
@@ -205,9 +206,24 @@ impl World {
                     at,
                     before,
                     noticed: None,
+                    noticed_with: Sequence(0),
                 });
             }
         }
+    }
+
+    /// A machine crashed. What it had noticed and not synced it has to be told once more.
+    fn forget_notices(&mut self, index: usize) {
+        let (now, host) = (self.schedule.now(), &self.hosts[index]);
+        let kept = host.disk.recovered();
+        let mut forgotten = Vec::new();
+        for noticed in &mut self.history.regressions {
+            if noticed.node == host.node && noticed.noticed.is_some() && noticed.noticed_with > kept {
+                noticed.noticed_with = Sequence(0);
+                forgotten.push(Regression { at: now, noticed: None, ..noticed.clone() });
+            }
+        }
+        self.history.regressions.append(&mut forgotten);
     }
 
     /// Ends the excuse of a disk that went back in time, where its node has noticed or knows it all again.
@@ -218,6 +234,7 @@ impl World {
         let (now, host) = (self.schedule.now(), &self.hosts[index]);
         let Some(process) = &host.process else { return };
         let keys = &self.history.keys;
+        let sealed = host.disk.sealed();
         for open in &mut self.history.regressions {
             if open.node != host.node || open.noticed.is_some() {
                 continue;
@@ -227,7 +244,7 @@ impl World {
             // Without a document a node answers nothing, and does not know yet what it may believe.
             let is_filling = process.node.document().is_some() && !process.node.copy_is_whole(key.partition);
             if is_filling || holds().is_some_and(|record| record.dominates(&open.before)) {
-                open.noticed = Some(now);
+                (open.noticed, open.noticed_with) = (Some(now), sealed);
             }
         }
     }
@@ -258,13 +275,14 @@ impl World {
         if knows_better && !host.process.as_ref().is_some_and(|process| process.is_paused) {
             // It is told when it takes its next turn.
             let told = now.after(self.swarm.turn_delay);
+            let told_with = Sequence(host.disk.sealed().0 + 1);
             let open =
                 |regression: &&mut Regression| regression.node == host.node && regression.noticed.is_none();
             self.history
                 .regressions
                 .iter_mut()
                 .filter(open)
-                .for_each(|regression| regression.noticed = Some(told));
+                .for_each(|open| (open.noticed, open.noticed_with) = (Some(told), told_with));
         }
     }
 

@@ -12,7 +12,8 @@
 //! - **Unnoticed** ([`History::unnoticed`]). A disk that went back in time under its store id answers as if it knew
 //!   until it has heard a peer that knows better. A read is excused from showing a version if that very version was
 //!   on the disk before and not after, and the read overlaps the time from the damage until the copy was filling, held
-//!   the version again, or was welcomed by a process that had itself seen the store come further.
+//!   the version again, or was welcomed by a process that had itself seen the store come further. If the machine crashes
+//!   before that is on its disk, it has to be told again.
 
 use client::Version;
 use ring::{Durability, NodeId};

@@ -9,7 +9,10 @@ use client::{
     Copies, Level, Required, Version,
     wire::{ControlError, ControlReply},
 };
-use node::{Change, storage::ObjectKey};
+use node::{
+    Change,
+    storage::{ObjectKey, Sequence},
+};
 use ring::{
     ClusterDocument, ConflictPolicy, DatacenterId, Durability, Keyspace, NodeId, PartitionId, StoreId,
 };
@@ -280,6 +283,8 @@ pub struct Regression {
     pub before: Record,
     /// When the node's copy was filling or held all of it again.
     pub noticed: Option<Moment>,
+    /// The batch with which the disk knows it too.
+    pub noticed_with: Sequence,
 }
 
 /// How a run ended.

@@ -89,6 +89,36 @@ fn a_restored_disk_is_noticed_when_a_peer_that_knows_better_is_heard() {
     assert_kept(&mut scenario);
 }
 
+/// P6, and where it ends. A disk that was put back is told so, and its machine crashes before it can note it: it has to be
+/// told once more. If nobody can who knows better, it is believed until somebody does. (Seed 9913638, where the excuse for
+/// this ended too early: with the first telling.)
+#[test]
+fn a_restored_disk_that_could_not_note_it_has_to_be_told_again() {
+    let mut scenario = Scenario::new(Swarm::calm(3));
+    let [first, second, third] = [0, 1, 2].map(|position| scenario.replica(CART, position));
+    let image = scenario.image(second);
+    scenario.cut_off(third);
+    let put = scenario.put(first, CART, write_at(Level::Quorum));
+    assert!(scenario.is_acknowledged(put));
+    scenario.run_for(ms(500));
+    scenario.restore(second, image);
+    scenario.start(second);
+    scenario.run_for(ms(3));
+    assert!(!scenario.is_whole(second), "the first has told it");
+    scenario.crash(second);
+    scenario.connect();
+    scenario.cut_off(first);
+    scenario.start(second);
+    scenario.run_for(ms(2000));
+    assert!(scenario.is_whole(second), "the third cannot tell it");
+    let seen = scenario.get(third, CART, read_at(Level::Quorum)).expect("two of three are there");
+    assert!(seen.values.is_empty(), "neither has heard of it");
+    scenario.connect();
+    scenario.run_for(ms(3000));
+    assert!(scenario.is_whole(second) && scenario.holds(second, put) && scenario.holds(third, put));
+    assert_kept(&mut scenario);
+}
+
 /// P2. What was acknowledged from memory is lost by a crash, and the node knows only that there was such a thing: its
 /// copy fills.
 #[test]

@@ -168,6 +168,13 @@ impl MemoryEngine {
         self.disk.borrow_mut().queue.pop_front().map(|batch| batch.sequence)
     }
 
+    /// The last batch that was handed over, whether or not it is synced.
+    #[must_use]
+    pub fn sealed(&self) -> Sequence {
+        let disk = self.disk.borrow();
+        disk.queue.back().map_or(disk.applied, |batch| batch.sequence)
+    }
+
     /// The last batch that is applied and synced.
     #[must_use]
     pub fn synced(&self) -> Sequence {

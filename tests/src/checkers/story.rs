@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use antientropy::version::{Context, CopyCount, LwwVersion, Record, RequestId, SiblingSet, Value};
 use bytes::Bytes;
 use client::{Level, Version};
-use node::storage::ObjectKey;
+use node::storage::{ObjectKey, Sequence};
 use ring::{
     ClusterDocument, ClusterId, ConflictPolicy, Datacenter, DatacenterId, Durability, Keyspace, KeyspaceId,
     Member, NodeId, Partitions, RackId, StoreId,
@@ -131,6 +131,7 @@ impl Story {
             at: Moment(at),
             before,
             noticed,
+            noticed_with: Sequence(0),
         });
     }
 
