@@ -73,6 +73,13 @@ impl History {
         })
     }
 
+    /// Whether nobody can record the stores that replaced the lost ones, so that their copies fill for ever: a run beyond
+    /// the promises in which no majority of the members can vote any more.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.beyond_the_promise && self.electorate_is_lost
+    }
+
     /// Whether a disk that had gone back behind this version was believed at some time from `from` to `until`.
     #[must_use]
     pub fn unnoticed(&self, key: KeyId, version: Version, from: Moment, until: Moment) -> bool {

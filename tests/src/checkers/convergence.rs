@@ -8,7 +8,7 @@ use crate::history::{Ending, History};
 
 /// Why the run did not converge.
 pub(crate) fn check(history: &History) -> Vec<String> {
-    if history.beyond_the_promise && history.electorate_is_lost {
+    if history.is_stuck() {
         return Vec::new();
     }
     match &history.ending {

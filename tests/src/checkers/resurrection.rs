@@ -3,7 +3,9 @@
 //! In a keyspace that keeps siblings, a value that an acknowledged write covers is on no disk at the end, and in no
 //! read that is sure to meet the covering write. A delete without a context covers what a read at its level is sure to
 //! find. A value of which several attempts were made may have been minted twice, and only one of the two may have been
-//! seen: such values are left out. So is a covering write that faults destroyed.
+//! seen: such values are left out. So is a covering write that faults destroyed. Disks are not looked at where the copies
+//! could not converge ([`convergence`](super::convergence)): a copy that fills for ever keeps what a late merge left in it,
+//! and shows it to nobody.
 
 use client::{Operation, overlaps};
 
@@ -79,6 +81,9 @@ fn on_disk(
     by: &Acknowledgement,
     value: WriteId,
 ) -> Option<String> {
+    if history.is_stuck() {
+        return None;
+    }
     let finals = history.finals.get(write.key.0)?;
     // Whoever is no replica may hold what it was once given; nobody asks it.
     let holders = history.keepers[write.key.0].iter().filter(|node| {
