@@ -78,6 +78,10 @@ impl Trio {
                         let index = usize::try_from(to.0 - 1).expect("one of three");
                         self.nodes[index].0.handle(self.now, Input::Peer(envelope));
                     }
+                    Output::Datagram { to, packet } => {
+                        let index = usize::try_from(to.0 - 1).expect("one of three");
+                        self.nodes[index].0.handle(self.now, Input::Datagram(packet));
+                    }
                     Output::Commit(batch) => {
                         let engine = &self.nodes[at].1;
                         let sequence: Sequence = batch.sequence;

@@ -57,6 +57,12 @@ pub struct Counters {
     pub hints_dropped: u64,
     /// Messages of processes that had not said hello, or of strangers.
     pub messages_ignored: u64,
+    /// Peers that were found dead.
+    pub peers_died: u64,
+    /// Times that this process was declared dead and went on under another name.
+    pub rejoined: u64,
+    /// Packets about who is up that made no sense.
+    pub datagrams_ignored: u64,
     /// Messages of a newer epoch that found no room to wait for its document.
     pub parked_dropped: u64,
     /// Batches that the store refused.

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use antientropy::version::UnixMillis;
+use bytes::Bytes;
 use client::{
     Reply, Request,
     wire::{ControlError, ControlReply, NewKeyspace},
@@ -48,8 +49,12 @@ pub enum Input {
     },
     /// A peer says.
     Peer(Envelope),
+    /// A packet about who is up, from whoever.
+    Datagram(Bytes),
     /// A way to a peer was opened. What was sent to it before may be lost; it is greeted at once.
     Connected(NodeId),
+    /// A peer's process said goodbye and has ended: nothing it says is still to come.
+    Left(NodeId),
     /// The batch with this number, and all before it, are synced.
     Committed(Sequence),
     /// The batch with this number was refused by the store, and so is every one that the node has emitted since: nothing
@@ -99,6 +104,13 @@ pub enum Output {
         /// What to send.
         envelope: Envelope,
     },
+    /// Send a packet of at most [`crate::DATAGRAM_BYTES_MAX`] bytes to a peer, now or never.
+    Datagram {
+        /// The peer.
+        to: NodeId,
+        /// The packet.
+        packet: Bytes,
+    },
     /// Apply and sync a batch, after those before it: some time soon, so that others can join it.
     Commit(Batch),
     /// Something waits for what was handed over: sync it without delay.
@@ -110,8 +122,10 @@ pub enum Output {
 pub enum Wake {
     /// A request's time is up, or a silent replica is to be replaced.
     Operation,
-    /// A peer is to be greeted or probed.
+    /// A peer is to be greeted.
     Peers,
+    /// A peer is to be probed for life.
+    Membership,
     /// An exchange is due or has stalled.
     Exchange,
     /// Hints are to be replayed.

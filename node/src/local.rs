@@ -422,6 +422,12 @@ impl<S: Store> Local<S> {
             && (others.peek().is_none() || others.any(|node| self.peers.was_greeted(node)))
     }
 
+    /// A node was asked and has not answered in time: whoever has a choice asks others first for a while.
+    pub(crate) fn missed(&mut self, node: NodeId) {
+        let random = rand_core::Rng::next_u32(&mut self.rng);
+        self.peers.missed(self.now, node, random);
+    }
+
     /// Whether requests may be sent to a node; this node itself is always up.
     pub(crate) fn is_up(&self, node: NodeId) -> bool {
         node == self.node || self.peers.is_up(self.now, node, &self.settings)

@@ -13,8 +13,10 @@
 //!
 //! (The rules of recovery are argued case by case in the tests below, which make up a third of this file.)
 //!
-//! **Up and down.** Until there is a failure detector, a peer is down when it was asked something and has said
-//! nothing at all for a while, or did not answer several hellos; it is then greeted with growing intervals.
+//! **Up, slow and down.** A peer is down when it was found dead ([`membership`](crate::membership)) and has not been heard
+//! since, or when it was asked something and has said nothing at all for a while: others may reach it where this node
+//! cannot. Before that it is slow, from the first deadline that it missed: whoever has a choice asks others first. A peer
+//! that does not answer is greeted with growing intervals.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -40,6 +42,11 @@ pub(crate) const STARTS_MAX: usize = 64;
 pub(crate) const STORES_MAX: usize = 16;
 /// No store counts so far: a sequence from here on is nobody's.
 pub(crate) const SEQUENCE_MAX: Sequence = Sequence(1 << 62);
+/// An answer that has been awaited for so long is asked for by a greeting. A peer that missed a deadline is avoided for
+/// as long at first, and for twice as long each time that it misses another.
+const LATE: Duration = Duration::from_millis(250);
+/// The longest that a peer is avoided.
+const AVOIDED_MAX: Duration = Duration::from_secs(8);
 /// How long the best clock sample of a peer is kept: at least one window, at most two.
 const CLOCK_WINDOW: Duration = Duration::from_secs(5);
 
@@ -107,6 +114,12 @@ struct Peer {
     last_heard: Duration,
     /// Since when an answer of any kind has been awaited.
     waiting_since: Option<Duration>,
+    /// Whether it was found dead, and has not been heard since.
+    is_dead: bool,
+    /// Until when others are asked first.
+    avoided_until: Duration,
+    /// Deadlines that it missed one after the other.
+    missed: u32,
     /// A moving average of its answers' delays.
     latency: Duration,
     /// How far its clock is ahead of ours, in milliseconds.
@@ -257,8 +270,12 @@ impl Peers {
         if let Some(since) = peer.waiting_since.take() {
             let sample = now.monotonic.saturating_sub(since);
             peer.latency = (peer.latency * 7 + sample) / 8;
+            if now.monotonic >= peer.avoided_until {
+                peer.missed = 0;
+            }
         }
         peer.unanswered = 0;
+        peer.is_dead = false;
         peer.last_heard = now.monotonic;
         let offset = wall.0.cast_signed().saturating_sub(now.wall.0.cast_signed());
         peer.clock.sample(now.monotonic, offset);
@@ -306,9 +323,31 @@ impl Peers {
         }
     }
 
+    /// The peer missed a deadline: others are asked before it for a while, which differs by up to a half as `random` says,
+    /// so that not all come back to it at once.
+    pub(crate) fn missed(&mut self, now: Now, node: NodeId, random: u32) {
+        let Some(peer) = self.peers.get_mut(&node).filter(|peer| now.monotonic >= peer.avoided_until) else {
+            return;
+        };
+        let wait = LATE.saturating_mul(1 << peer.missed.min(16)).min(AVOIDED_MAX);
+        peer.avoided_until =
+            now.monotonic + wait / 2 + wait.mul_f64(f64::from(random) / f64::from(u32::MAX)) / 2;
+        peer.missed = peer.missed.saturating_add(1);
+    }
+
+    /// A peer was found dead, or is alive again. Whether that is news.
+    pub(crate) fn found(&mut self, node: NodeId, is_dead: bool) -> bool {
+        self.peers.get_mut(&node).is_some_and(|peer| std::mem::replace(&mut peer.is_dead, is_dead) != is_dead)
+    }
+
     /// Whether requests may be sent to the peer.
     pub(crate) fn is_up(&self, now: Now, node: NodeId, settings: &Settings) -> bool {
-        self.peers.get(&node).is_some_and(|peer| peer.greeted && !peer.is_silent(now, settings))
+        self.peers.get(&node).is_some_and(|peer| peer.is_up(now, settings))
+    }
+
+    /// The peers that requests may be sent to.
+    pub(crate) fn up(&self, now: Now, settings: &Settings) -> impl Iterator<Item = NodeId> {
+        self.peers.iter().filter(move |(_, peer)| peer.is_up(now, settings)).map(|(node, _)| *node)
     }
 
     /// Whether the peer has welcomed this process, in whichever of its own.
@@ -318,19 +357,21 @@ impl Peers {
 
     /// Whether the peer may be left out of what waits for all that are up.
     pub(crate) fn is_down(&self, now: Now, node: NodeId, settings: &Settings) -> bool {
-        self.peers
-            .get(&node)
-            .is_none_or(|peer| peer.unanswered >= GREETINGS_UNANSWERED_MAX || peer.is_silent(now, settings))
+        self.peers.get(&node).is_none_or(|peer| {
+            peer.is_dead || peer.unanswered >= GREETINGS_UNANSWERED_MAX || peer.is_silent(now, settings)
+        })
     }
 
     /// All peers, and whether requests may be sent to each.
     pub(crate) fn status(&self, now: Now, settings: &Settings) -> impl Iterator<Item = (NodeId, bool)> {
-        self.peers.iter().map(move |(node, peer)| (*node, peer.greeted && !peer.is_silent(now, settings)))
+        self.peers.iter().map(move |(node, peer)| (*node, peer.is_up(now, settings)))
     }
 
-    /// How long its answers have taken of late.
-    pub(crate) fn latency(&self, node: NodeId) -> Duration {
-        self.peers.get(&node).map_or(Duration::MAX, |peer| peer.latency)
+    /// What it costs to ask a peer, to be compared: those that miss deadlines last, then how long answers take of late.
+    pub(crate) fn cost(&self, now: Now, node: NodeId) -> (bool, Duration) {
+        self.peers
+            .get(&node)
+            .map_or((true, Duration::MAX), |peer| (now.monotonic < peer.avoided_until, peer.latency))
     }
 
     /// How far this node's clock is ahead of the median of its peers', in milliseconds; none if none was heard.
@@ -380,7 +421,7 @@ impl Peers {
             let quiet = peer.last_heard + settings.gossip_interval;
             let wanted = match peer.waiting_since {
                 _ if !peer.greeted => Duration::ZERO,
-                Some(since) => quiet.min(since + settings.peer_silent_after),
+                Some(since) => quiet.min(since + LATE),
                 None => quiet,
             };
             wanted.max(peer.next_greeting)
@@ -433,12 +474,21 @@ impl PeerMemory {
 }
 
 impl Peer {
+    fn is_up(&self, now: Now, settings: &Settings) -> bool {
+        self.greeted && !self.is_dead && !self.is_silent(now, settings)
+    }
+
+    /// An answer has been awaited for so long that the question or the answer may be lost.
+    fn is_late(&self, now: Now) -> bool {
+        self.waiting_since.is_some_and(|since| now.monotonic >= since + LATE)
+    }
+
     fn is_silent(&self, now: Now, settings: &Settings) -> bool {
         self.waiting_since.is_some_and(|since| now.monotonic >= since + settings.peer_silent_after)
     }
 
     fn wants_greeting(&self, now: Now, settings: &Settings) -> bool {
-        !self.greeted || self.is_silent(now, settings) || self.is_quiet(now, settings)
+        !self.greeted || self.is_late(now) || self.is_quiet(now, settings)
     }
 
     /// Nothing has been heard of it for so long that one of the two may have missed an epoch.
@@ -629,11 +679,45 @@ mod tests {
         peers.hello(PEER, StartId(1), STORE, &recovered(0));
         peers.welcome(PEER);
         peers.asked(at(10), PEER);
-        assert!(peers.is_up(at(500), PEER, &settings));
-        assert!(!peers.is_up(at(510), PEER, &settings));
-        assert_eq!(peers.due(at(510), &settings), [(PEER, Recovery { lowest: Sequence(0), ..recovered(0) })]);
-        peers.heard(at(520), PEER, STORE, Sequence(0), UnixMillis(0));
-        assert!(peers.is_up(at(2000), PEER, &settings));
+        assert!(peers.due(at(200), &settings).is_empty());
+        assert_eq!(peers.due(at(260), &settings), [(PEER, Recovery { lowest: Sequence(0), ..recovered(0) })]);
+        assert!(peers.is_up(at(1500), PEER, &settings));
+        assert!(!peers.is_up(at(1510), PEER, &settings));
+        peers.heard(at(1520), PEER, STORE, Sequence(0), UnixMillis(0));
+        assert!(peers.is_up(at(4000), PEER, &settings));
+    }
+
+    #[test]
+    fn a_peer_that_was_found_dead_is_down_until_it_is_heard_or_found_alive() {
+        let settings = Settings::new(ContextKey::new([0; 32]));
+        let mut peers = peers(&[PEER]);
+        peers.hello(PEER, StartId(1), STORE, &recovered(0));
+        peers.welcome(PEER);
+        assert!(peers.found(PEER, true) && !peers.found(PEER, true));
+        assert!(!peers.is_up(at(10), PEER, &settings) && peers.is_down(at(10), PEER, &settings));
+        peers.heard(at(20), PEER, STORE, Sequence(0), UnixMillis(0));
+        assert!(peers.is_up(at(20), PEER, &settings));
+        assert!(peers.found(PEER, true) && peers.found(PEER, false));
+        assert!(peers.is_up(at(30), PEER, &settings));
+        assert!(!peers.found(NodeId(9), true), "a stranger");
+    }
+
+    #[test]
+    fn a_peer_that_misses_deadlines_is_asked_last_for_longer_each_time() {
+        let mut peers = peers(&[PEER, NodeId(3)]);
+        peers.asked(at(0), NodeId(3));
+        peers.heard(at(100), NodeId(3), STORE, Sequence(0), UnixMillis(0));
+        let is_last = |peers: &Peers, ms| peers.cost(at(ms), PEER) > peers.cost(at(ms), NodeId(3));
+        assert!(!is_last(&peers, 0), "it was quicker");
+        peers.missed(at(0), PEER, u32::MAX);
+        peers.missed(at(10), PEER, u32::MAX);
+        assert!(is_last(&peers, 249) && !is_last(&peers, 250));
+        peers.missed(at(250), PEER, 0);
+        assert!(is_last(&peers, 499) && !is_last(&peers, 500), "half of twice as long");
+        peers.asked(at(600), PEER);
+        peers.heard(at(601), PEER, STORE, Sequence(0), UnixMillis(0));
+        peers.missed(at(700), PEER, u32::MAX);
+        assert!(!is_last(&peers, 950), "it has answered, and begins anew");
     }
 
     #[test]

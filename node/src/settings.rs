@@ -14,7 +14,15 @@ pub struct Settings {
     pub read_retry_after: Duration,
     /// A forwarded read that is not answered for so long is forwarded to the next replica too.
     pub forward_retry_after: Duration,
-    /// A peer that was asked and has said nothing at all for so long counts as down.
+    /// How often one of the peers is probed for whether it lives. Lower finds a death sooner; each probe is two packets.
+    pub probe_interval: Duration,
+    /// How long a probe may take before others are asked to probe too. Should be more than a round trip takes, and less
+    /// than half of the interval.
+    pub probe_round_trip: Duration,
+    /// How long a peer that nobody can reach may take to say that it lives, before it counts as dead. Higher forgives
+    /// more loss and longer pauses.
+    pub suspicion: Duration,
+    /// A peer that was asked and has said nothing at all for so long counts as down, whatever others say of it.
     pub peer_silent_after: Duration,
     /// How long to wait between two greetings of a peer that does not answer, at first.
     pub greeting_interval: Duration,
@@ -78,6 +86,9 @@ impl Settings {
             self.read_retry_after,
             self.forward_retry_after,
             self.peer_silent_after,
+            self.probe_interval,
+            self.probe_round_trip,
+            self.suspicion,
             self.greeting_interval,
             self.gossip_interval,
             self.exchange_interval,
@@ -85,6 +96,7 @@ impl Settings {
             self.round_timeout,
         ];
         assert!(positive.iter().all(|duration| !duration.is_zero()), "intervals are positive");
+        assert!(self.probe_round_trip < self.probe_interval, "a probe has time for its second round");
         assert!(self.exchange_stretch_keys > 0, "a stretch has keys");
     }
 
@@ -95,7 +107,10 @@ impl Settings {
             context_key,
             read_retry_after: Duration::from_millis(50),
             forward_retry_after: Duration::from_millis(250),
-            peer_silent_after: Duration::from_millis(500),
+            probe_interval: Duration::from_millis(250),
+            probe_round_trip: Duration::from_millis(100),
+            suspicion: Duration::from_millis(800),
+            peer_silent_after: Duration::from_millis(1500),
             greeting_interval: Duration::from_millis(100),
             greeting_interval_max: Duration::from_secs(2),
             gossip_interval: Duration::from_secs(1),

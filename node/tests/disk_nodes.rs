@@ -183,7 +183,7 @@ impl Cluster {
                         let to = usize::try_from(to.0).unwrap() - 1;
                         self.input(to, Input::Peer(envelope));
                     }
-                    Output::Hurry => {}
+                    Output::Datagram { .. } | Output::Hurry => {}
                     Output::Commit(batch) => {
                         let sequence = batch.sequence;
                         let process = self.processes[index].as_mut().unwrap();

@@ -77,7 +77,7 @@ impl Driver {
             match output {
                 Output::Commit(batch) => batches.push(batch),
                 Output::Send { to, envelope } => sent.push((to, envelope)),
-                Output::Reply { .. } | Output::Changed { .. } | Output::Hurry => {}
+                Output::Reply { .. } | Output::Changed { .. } | Output::Datagram { .. } | Output::Hurry => {}
             }
         }
         (batches, sent)
@@ -332,7 +332,7 @@ fn the_disk_is_hurried_only_for_what_waits_for_it() {
                 Output::Send { envelope, .. } => {
                     is_acknowledged |= matches!(envelope.message, Message::Merged { .. });
                 }
-                Output::Reply { .. } | Output::Changed { .. } => {}
+                Output::Reply { .. } | Output::Changed { .. } | Output::Datagram { .. } => {}
             }
         }
         assert_eq!(batches.len(), 1);

@@ -129,6 +129,7 @@ impl World {
         let is_done =
             host.process.as_ref().is_some_and(|process| process.is_stopping && process.node.is_stopped());
         if is_done {
+            self.say_goodbye(index);
             self.end_process(index);
             self.hosts[index].disk.reopen();
             self.note_host(index, || "has stopped in good order".to_owned());

@@ -170,6 +170,11 @@ impl World {
     fn strike_pause(&mut self, host: usize) -> bool {
         let longest = self.swarm.faults.pause_max;
         let pause = self.fault_random.duration(Duration::from_millis(1), longest);
+        self.pause(host, pause)
+    }
+
+    /// Lets a process stand still for so long. False if there is none, or if it does already.
+    pub(crate) fn pause(&mut self, host: usize, pause: Duration) -> bool {
         let incarnation = self.hosts[host].incarnation;
         let Some(process) = &mut self.hosts[host].process else { return false };
         if process.is_paused {

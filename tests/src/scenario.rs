@@ -313,6 +313,19 @@ impl Scenario {
         self.world.copies_are_whole(host)
     }
 
+    /// Whether a running machine sends requests to another.
+    #[must_use]
+    pub fn sees_up(&self, host: usize, other: usize) -> bool {
+        let other = self.world.hosts[other].node;
+        let process = self.world.hosts[host].process.as_ref();
+        process.is_some_and(|process| process.node.peers_status().any(|(node, is_up)| node == other && is_up))
+    }
+
+    /// A machine's process stands still for a while.
+    pub fn pause(&mut self, host: usize, pause: Duration) {
+        self.world.pause(host, pause);
+    }
+
     /// What a running node counted.
     #[must_use]
     pub fn counters(&self, host: usize) -> Option<&Counters> {

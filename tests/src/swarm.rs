@@ -553,7 +553,9 @@ fn draw_settings(random: &mut Random, faults: &Faults) -> Settings {
     Settings {
         read_retry_after: ms(*random.pick(&[10, 50])),
         forward_retry_after: ms(*random.pick(&[50, 250])),
-        peer_silent_after: ms(*random.pick(&[100, 500])),
+        probe_interval: ms(*random.pick(&[150, 250])),
+        suspicion: ms(*random.pick(&[300, 800])),
+        peer_silent_after: ms(*random.pick(&[300, 1500])),
         greeting_interval: ms(*random.pick(&[50, 100])),
         greeting_interval_max: ms(*random.pick(&[200, 2000])),
         gossip_interval: ms(*random.pick(&[100, 1000])),

@@ -7,12 +7,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use client::{
     Reply,
     wire::{ControlError, ControlReply},
 };
 use node::{
-    ClientTag, Formation, Identity, Input, Node, Output, PlantedBug, Wake,
+    ClientTag, DATAGRAM_BYTES_MAX, Formation, Identity, Input, Node, Output, PlantedBug, Wake,
     message::{Envelope, Message},
     storage::{MemoryEngine, Store},
 };
@@ -57,6 +58,10 @@ pub(crate) enum Event {
     GiveUp { call: usize },
     /// A session does its next operation.
     Step { session: usize },
+    /// A process hears that a peer has stopped in good order.
+    Left { host: usize, incarnation: u32, peer: NodeId },
+    /// A packet about who is up arrives.
+    Datagram(Box<Datagram>),
     /// A kind of fault strikes.
     Fault(Fault),
     /// A machine starts again.
@@ -85,6 +90,15 @@ pub(crate) struct Delivery {
     to: usize,
     to_incarnation: u32,
     envelope: Envelope,
+}
+
+/// A packet on its way. It is part of a connection between two processes, and only the one at its end can read it.
+#[derive(Clone, Debug)]
+pub(crate) struct Datagram {
+    from: usize,
+    to: usize,
+    to_incarnation: u32,
+    packet: Bytes,
 }
 
 /// The world. See the module's documentation.
@@ -257,6 +271,12 @@ impl World {
                 }
             }
             Event::Deliver(delivery) => self.deliver(*delivery),
+            Event::Left { host, incarnation, peer } => {
+                if self.hosts[host].incarnation == incarnation {
+                    self.input(host, Input::Left(peer));
+                }
+            }
+            Event::Datagram(datagram) => self.deliver_datagram(*datagram),
             Event::Request { call } => self.request_arrives(call),
             Event::Reply { call, reply, holders } => self.reply_arrives(call, *reply, holders),
             Event::Broken { call } => self.connection_broke(call),
@@ -376,6 +396,7 @@ impl World {
                 Output::Reply { client, reply } => self.reply(index, client, reply),
                 Output::Changed { client, outcome } => self.changed(index, client, outcome),
                 Output::Send { to, envelope } => self.send(index, to, envelope),
+                Output::Datagram { to, packet } => self.send_datagram(index, to, packet),
                 Output::Hurry => {}
                 Output::Commit(batch) => {
                     self.hash(&[2, index as u64, batch.sequence.0, batch.changes.len() as u64]);
@@ -461,6 +482,36 @@ impl World {
         }
         if let Some(first) = fate.first {
             self.schedule.after(first, Event::Deliver(Box::new(delivery)));
+        }
+    }
+
+    fn send_datagram(&mut self, from: usize, to: NodeId, packet: Bytes) {
+        let Some(to) = self.hosts.iter().position(|host| host.node == to) else { return };
+        assert!(packet.len() <= DATAGRAM_BYTES_MAX, "no packet is longer");
+        let fate = self.network.fate(&self.swarm.network);
+        let datagram = Datagram { from, to, to_incarnation: self.hosts[to].incarnation, packet };
+        for arrival in [fate.first, fate.second].into_iter().flatten() {
+            self.schedule.after(arrival, Event::Datagram(Box::new(datagram.clone())));
+        }
+    }
+
+    /// A process that has stopped in good order says goodbye to those that it can reach.
+    pub(crate) fn say_goodbye(&mut self, from: usize) {
+        let peer = self.hosts[from].node;
+        for host in 0..self.hosts.len() {
+            if host != from && self.network.connects(from, host) {
+                let incarnation = self.hosts[host].incarnation;
+                let latency = self.network.latency(&self.swarm.network);
+                self.schedule.after(latency, Event::Left { host, incarnation, peer });
+            }
+        }
+    }
+
+    fn deliver_datagram(&mut self, datagram: Datagram) {
+        let Datagram { from, to, to_incarnation, packet } = datagram;
+        if self.network.connects(from, to) && self.hosts[to].incarnation == to_incarnation {
+            self.hash(&[4, from as u64, to as u64, packet.len() as u64]);
+            self.input(to, Input::Datagram(packet));
         }
     }
 

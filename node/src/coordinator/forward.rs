@@ -58,8 +58,8 @@ impl ForwardOperation {
         let here = members.and_then(|members| members.get(&local.node)).map(|member| member.datacenter);
         let fresh = |node: NodeId| node != local.node && local.is_up(node) && !self.tried.contains(&node);
         let candidates = self.located.owners.iter().filter(|owner| fresh(owner.node));
-        let best =
-            candidates.min_by_key(|owner| (Some(owner.datacenter) != here, local.peers.latency(owner.node)));
+        let best = candidates
+            .min_by_key(|owner| (Some(owner.datacenter) != here, local.peers.cost(local.now, owner.node)));
         let Some(node) = best.map(|owner| owner.node) else { return false };
         self.tried.push(node);
         let tag = Tag { operation: self.operation, question: 0 };
@@ -92,6 +92,9 @@ impl ForwardOperation {
                 Request::Get(_) => Reply::Get(Err(GetError::TimedOut { required: 1, answered: 0 })),
             };
             return self.end(local, reply);
+        }
+        if let Some(node) = self.tried.last() {
+            local.missed(*node);
         }
         // A read has no effect and may be asked of several; a write is forwarded once.
         if matches!(self.request, Request::Get(_)) {

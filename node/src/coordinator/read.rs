@@ -234,6 +234,7 @@ impl ReadOperation {
                 if asked.answer.is_none() && !asked.is_replaced && asked.at <= late {
                     asked.is_replaced = true;
                     local.counters.replicas_replaced += 1;
+                    local.missed(asked.node);
                 }
             }
             self.ask_more(local);
@@ -273,12 +274,13 @@ impl ReadOperation {
         }
     }
 
-    /// Those of a group that are up and were not asked, this node first and then the quickest of late.
+    /// Those of a group that are up and were not asked, this node first and then the quickest of late; those that missed
+    /// a deadline come last.
     fn candidates<S: Store>(&self, local: &Local<S>, members: &[NodeId]) -> Vec<NodeId> {
         let fresh =
             |node: &&NodeId| local.is_up(**node) && !self.asked.iter().any(|asked| asked.node == **node);
         let mut candidates: Vec<NodeId> = members.iter().filter(fresh).copied().collect();
-        candidates.sort_by_key(|node| (*node != local.node, local.peers.latency(*node)));
+        candidates.sort_by_key(|node| (*node != local.node, local.peers.cost(local.now, *node)));
         candidates
     }
 

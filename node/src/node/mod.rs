@@ -34,6 +34,7 @@ use crate::{
     formation::Formation,
     hints::{HintOperation, Hints},
     local::{Event, Local},
+    membership::{Finding, Membership},
     message::{Envelope, StartId},
     operations::{Numbers, Operations},
     peers::Peers,
@@ -73,6 +74,7 @@ pub struct Node<S> {
     exchanges: Exchanges,
     hints: Hints,
     agreement: Agreement,
+    membership: Membership,
     recovered: Recovered,
     /// Whether the store had never been written to when it was opened.
     is_new_store: bool,
@@ -147,6 +149,7 @@ impl<S: Store> Node<S> {
         let memories = std::mem::take(&mut recovered.peers);
         let peers = Peers::new(start, others.collect::<Vec<_>>(), memories, store.recovered());
         let votes = Votes::open(&store, &mut rng);
+        let membership = Membership::new(identity.node, now.wall, rng.next_u64(), &settings);
         let formation = identity.formation.filter(|_| recovered.document.is_none());
         let forming = formation.and_then(|formation| Forming::new(identity.node, formation));
         let is_new_store = store.recovered() == Sequence(0) && recovered.marks.is_empty();
@@ -183,6 +186,7 @@ impl<S: Store> Node<S> {
             exchanges: Exchanges::new(),
             hints: Hints::new(),
             agreement: Agreement::new(now.monotonic, forming),
+            membership,
             recovered,
             is_new_store,
             forwards: RecentForwards::default(),
@@ -214,9 +218,17 @@ impl<S: Store> Node<S> {
             }
             Input::Change { client, change, timeout } => self.on_change(client, change, timeout),
             Input::Peer(envelope) => self.on_message(envelope),
+            Input::Datagram(packet) => {
+                if !self.membership.receive(now.monotonic, &packet) {
+                    self.local.counters.datagrams_ignored += 1;
+                }
+            }
             Input::Connected(peer) => {
                 self.local.peers.connected(peer);
                 self.greet();
+            }
+            Input::Left(peer) => {
+                self.local.peers.found(peer, true);
             }
             Input::Committed(sequence) => self.on_committed(sequence),
             Input::CommitFailed(sequence) => {
@@ -246,6 +258,7 @@ impl<S: Store> Node<S> {
             self.probe_at = None;
             self.local.replica.put_meta(self.local.peers.to_store());
         }
+        self.membership.handle_timeout(now.monotonic);
         // A store that could not be read when the process began may be readable by now.
         let _ = self.local.voter();
         if let Some((node, epoch)) = self.newer_epoch.filter(|_| !self.local.is_stopping) {
@@ -277,6 +290,7 @@ impl<S: Store> Node<S> {
             self.local.peers.next_due(settings).map(|at| (at, Wake::Peers)),
             document.map(|_| (ask_at, Wake::Peers)),
             self.probe_at.map(|at| (at, Wake::Storage)),
+            self.membership.next_due().map(|at| (at, Wake::Membership)),
             background.and_then(|(exchanges, _)| exchanges.next_due(settings)).map(|at| (at, Wake::Exchange)),
             background.and_then(|(_, hints)| hints.next_due(&self.local)).map(|at| (at, Wake::Hints)),
         ]
@@ -288,6 +302,7 @@ impl<S: Store> Node<S> {
     /// Ends a turn: starts what has become possible, and seals the batch.
     fn end_turn(&mut self) {
         self.is_turn_open = false;
+        self.learn_who_is_up();
         self.agree();
         self.hints.collect(&mut self.local);
         if !self.local.is_stopping {
@@ -321,6 +336,27 @@ impl<S: Store> Node<S> {
         if std::mem::take(&mut local.is_awaiting) {
             local.outbox.push_back(Output::Hurry);
         }
+    }
+
+    /// Takes what was found out about who is up, and sends what there is to send about it.
+    fn learn_who_is_up(&mut self) {
+        let local = &mut self.local;
+        if !local.is_stopping {
+            self.membership.announce(local.now.monotonic, local.peers.up(local.now, &local.settings));
+        }
+        while let Some(finding) = self.membership.poll_finding() {
+            match finding {
+                Finding::Up(node) => {
+                    local.peers.found(node, false);
+                }
+                Finding::Down(node) => {
+                    local.counters.peers_died += u64::from(local.peers.found(node, true));
+                }
+                Finding::Rejoined => local.counters.rejoined += 1,
+            }
+        }
+        let packets = std::iter::from_fn(|| self.membership.poll_packet());
+        local.outbox.extend(packets.map(|(to, packet)| Output::Datagram { to, packet }));
     }
 
     /// Hands operations of this node what they have caused at this node itself.

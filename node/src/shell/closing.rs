@@ -1,6 +1,6 @@
 //! Why a connection is closed: what the other side is told.
 
-use quinn::{Connection, VarInt};
+use quinn::{Connection, ConnectionError, VarInt};
 
 /// A reason, with a code and a sentence for whoever is on the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,12 @@ impl Closing {
             Closing::TooSlow => "replies are not read: too many bytes wait to be sent",
             Closing::TooMany => "too many clients are connected (limits.client_connections_max)",
         }
+    }
+
+    /// Whether the other side has closed a connection because it stops.
+    pub(crate) fn is_goodbye(connection: &Connection) -> bool {
+        let stopping = VarInt::from_u32(Closing::Stopping.code());
+        matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(close)) if close.error_code == stopping)
     }
 
     /// Closes a connection for this reason.

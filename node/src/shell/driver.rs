@@ -279,6 +279,7 @@ impl Driver {
         while let Some(output) = self.parts.node.poll_output() {
             match output {
                 Output::Send { to, envelope } => self.parts.links.send(to, &envelope),
+                Output::Datagram { to, packet } => self.parts.links.send_datagram(to, packet),
                 Output::Reply { client, reply } => self.reply(client, reply),
                 Output::Changed { client, outcome } => {
                     if let Some((from, id)) = self.changes.remove(&client) {
@@ -382,6 +383,7 @@ impl Driver {
             hints,
             links: parts.links.census(),
             messages_lost: parts.links.lost.get(),
+            datagrams_lost: parts.links.datagrams_lost.get(),
             requests_pending: self.pending.len(),
             storage: parts.committer.counters(),
         }

@@ -2,8 +2,9 @@
 //! bulk traffic never sits in front of a request.
 //!
 //! Of two nodes the one with the lower id dials, again and again until it gets through. The dialling node opens both
-//! streams: the first begins with its hello and the other's, the second with an empty frame. What is to be sent while
-//! there is no connection is lost, as the core expects of a network.
+//! streams: the first begins with its hello and the other's, the second with an empty frame. Packets about who is up are
+//! datagrams, which wait for nothing. What is to be sent while there is no connection is lost, as the core expects of a
+//! network.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use client::wire::{FrameReader, put_frame};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use ring::{ClusterId, NodeId};
@@ -48,6 +49,8 @@ pub(crate) struct Links {
     outgoing_bytes_max: usize,
     /// Messages that found no connection, or no room.
     pub(crate) lost: Cell<u64>,
+    /// Packets that found no connection.
+    pub(crate) datagrams_lost: Cell<u64>,
 }
 
 /// The link to one peer.
@@ -83,6 +86,7 @@ impl Links {
             mailbox,
             outgoing_bytes_max,
             lost: Cell::new(0),
+            datagrams_lost: Cell::new(0),
         }
     }
 
@@ -135,6 +139,17 @@ impl Links {
         };
         if !sent {
             self.lost.set(self.lost.get() + 1);
+        }
+    }
+
+    /// Sends a packet to a peer that may not wait, or loses it.
+    pub(crate) fn send_datagram(&self, to: NodeId, packet: Bytes) {
+        let links = self.links.borrow();
+        let lanes = links.get(&to).map(|link| link.lanes.borrow());
+        let lanes = lanes.as_ref().and_then(|lanes| lanes.as_ref());
+        let is_sent = lanes.is_some_and(|lanes| lanes.connection.send_datagram(packet).is_ok());
+        if !is_sent {
+            self.datagrams_lost.set(self.datagrams_lost.get() + 1);
         }
     }
 
@@ -217,10 +232,14 @@ impl Links {
         let closing = tokio::select! {
             closing = self.read_lane(link, generation, start, requests.1, requests.2) => closing,
             closing = self.read_lane(link, generation, start, repair.1, repair.2) => closing,
+            closing = self.read_datagrams(link, generation, connection) => closing,
         };
         if link.generation.get() == generation {
-            link.disconnect(closing);
+            if Closing::is_goodbye(connection) {
+                self.mailbox.put(Mail::Input(Input::Left(link.peer)));
+            }
             info!(peer = link.peer.0, why = %ended(connection), "disconnected from a peer");
+            link.disconnect(closing);
         }
         closing
     }
@@ -250,6 +269,17 @@ impl Links {
                 Ok(_) | Err(_) => return Closing::Malformed,
             }
         }
+    }
+
+    /// The same for packets that are not part of a stream.
+    async fn read_datagrams(&self, link: &Link, generation: u64, connection: &Connection) -> Closing {
+        while let Ok(packet) = connection.read_datagram().await {
+            if link.generation.get() != generation {
+                return Closing::Superseded;
+            }
+            self.mailbox.put_patiently(Mail::Input(Input::Datagram(packet))).await;
+        }
+        Closing::Done
     }
 }
 

@@ -116,6 +116,7 @@ pub(crate) struct Snapshot {
     pub(crate) hints: BTreeMap<NodeId, usize>,
     pub(crate) links: Vec<(NodeId, Option<LinkState>)>,
     pub(crate) messages_lost: u64,
+    pub(crate) datagrams_lost: u64,
     pub(crate) requests_pending: usize,
     pub(crate) storage: CommitterCounters,
 }
@@ -353,6 +354,26 @@ fn gather_peers(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
         snapshot.status.peers.iter().map(|status| (peer(&status.node), f64::from(u8::from(status.is_up))));
     out.extend([
         gauge("quorate_peer_up", "Whether requests are sent to the peer: 0 or 1.", up),
+        single(
+            "quorate_peer_deaths_total",
+            "Times that a peer was found dead.",
+            snapshot.counters.peers_died,
+        ),
+        single(
+            "quorate_rejoined_total",
+            "Times that this node was declared dead by others while it lived.",
+            snapshot.counters.rejoined,
+        ),
+        single(
+            "quorate_datagrams_lost_total",
+            "Packets about who is up that found no connection.",
+            snapshot.datagrams_lost,
+        ),
+        single(
+            "quorate_datagrams_ignored_total",
+            "Packets about who is up that made no sense.",
+            snapshot.counters.datagrams_ignored,
+        ),
         gauge(
             "quorate_hints_pending",
             "Hints that wait for the peer.",

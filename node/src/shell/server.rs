@@ -60,6 +60,8 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections beyond those of clients and peers that may be open: handshakes under way and those that are being closed.
 const UNFINISHED_MAX: usize = 512;
+/// Bytes of packets about who is up that may wait on a connection, either way; of more, the oldest are lost.
+const DATAGRAMS_BYTES_MAX: usize = 64 << 10;
 /// Questions of the HTTP listener that may wait.
 const ASKS_MAX: usize = 64;
 
@@ -333,6 +335,8 @@ fn transport(mtu: u16) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(2 * STREAM_WINDOW_BYTES))
         .send_window(u64::from(2 * STREAM_WINDOW_BYTES))
+        .datagram_receive_buffer_size(Some(DATAGRAMS_BYTES_MAX))
+        .datagram_send_buffer_size(DATAGRAMS_BYTES_MAX)
         .initial_mtu(mtu)
         .mtu_discovery_config(None);
     transport

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use antientropy::version::ContextKey;
 
-use super::read::Section;
+use super::read::{FaultReason, Section};
 use crate::Settings;
 
 /// A node's limits.
@@ -38,10 +38,26 @@ impl Limits {
                 defaults.forward_retry_after,
                 "milliseconds after which a forwarded read goes to another replica too; more waits longer",
             ),
+            probe_interval: section.millis(
+                "probe_interval_ms",
+                defaults.probe_interval,
+                "milliseconds between probes for whether peers live; more is slower to notice a death",
+            ),
+            probe_round_trip: section.millis(
+                "probe_round_trip_ms",
+                defaults.probe_round_trip,
+                "milliseconds that a probe may take before others are asked to probe too; less than the interval",
+            ),
+            suspicion: section.millis(
+                "suspicion_ms",
+                defaults.suspicion,
+                "milliseconds that a peer nobody can reach has to say that it lives; more is slower to notice a death",
+            ),
             peer_silent_after: section.millis(
                 "peer_silent_after_ms",
                 defaults.peer_silent_after,
-                "milliseconds without any answer after which a peer counts as down; more is slower to notice",
+                "milliseconds without any answer after which a peer counts as down, whatever others say of it; more \
+                 is slower to notice",
             ),
             timeout_max: section.millis(
                 "timeout_max_ms",
@@ -90,6 +106,11 @@ impl Limits {
             ),
             ..defaults
         };
+        if settings.probe_round_trip >= settings.probe_interval {
+            let given = settings.probe_round_trip.as_millis().to_string();
+            let reason = "must be less than probe_interval_ms: a probe has a second round".to_owned();
+            section.fault("probe_round_trip_ms", Some(given), FaultReason::Unfit(reason));
+        }
         let limits = Limits {
             settings,
             client_connections_max: section.count(
