@@ -39,6 +39,7 @@ pub mod wire;
 pub use counters::Counters;
 pub use event::{Change, ClientTag, Input, Now, Output, Wake};
 pub use formation::{Formation, Founder};
+pub use hints::HintsPending;
 pub use membership::DATAGRAM_BYTES_MAX;
 pub use node::{Identity, Node};
 pub use planted::PlantedBug;

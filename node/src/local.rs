@@ -174,6 +174,7 @@ impl<S: Store> Local<S> {
             | Message::Forward { .. }
             | Message::Merge { .. }
             | Message::Read { .. }
+            | Message::HintOffer { .. }
             | Message::Tree { .. } => true,
             Message::Welcome { .. }
             | Message::Document(_)
@@ -182,6 +183,7 @@ impl<S: Store> Local<S> {
             | Message::Answer { .. }
             | Message::Stretch { .. }
             | Message::Declined { .. }
+            | Message::HintGrant { .. }
             // Whoever may not vote does not answer.
             | Message::Agreement(_) => false,
         };

@@ -161,6 +161,16 @@ pub enum Message {
         /// Where the stretch ends, in encoded form; none if nothing comes after it.
         until: Option<Bytes>,
     },
+    /// The sender has hints for the receiver.
+    HintOffer {
+        /// How many.
+        waiting: u32,
+    },
+    /// How many of them the sender will take: so many merges by the path of hints, until the next grant.
+    HintGrant {
+        /// So many.
+        merges: u32,
+    },
     /// The question was not taken: the sender holds no copy, or speaks under another document.
     Declined {
         /// From the question.

@@ -36,11 +36,15 @@ pub enum PlantedBug {
     VoteBeforeWelcome,
     /// A majority of the founders is enough to form a cluster.
     FormedByMajority,
+    /// A hint is kept in memory alone.
+    HintNotStored,
+    /// A hint is forgotten as its record is sent.
+    HintDroppedWhenSent,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 15] = [
+    pub const ALL: [PlantedBug; 17] = [
         PlantedBug::AcknowledgeBeforeSync,
         PlantedBug::ActorKeptAfterLoss,
         PlantedBug::ActorKeptAfterFailedBatch,
@@ -56,5 +60,7 @@ impl PlantedBug {
         PlantedBug::WipedVoterVotes,
         PlantedBug::VoteBeforeWelcome,
         PlantedBug::FormedByMajority,
+        PlantedBug::HintNotStored,
+        PlantedBug::HintDroppedWhenSent,
     ];
 }

@@ -1,5 +1,5 @@
 //! What a node writes down about itself and reads back when it starts: the cluster document, the marks of its
-//! copies, how far it saw its peers' stores come, and whether it stopped in good order.
+//! copies, how far it saw its peers' stores come, its hints, and whether it stopped in good order.
 //!
 //! All of it stands in [`Table::Meta`], sealed like records. What cannot be read is as if it were not there: a node
 //! without a document asks its peers for it, and a copy without a mark is filling.
@@ -11,6 +11,7 @@ use ring::{ClusterDocument, Epoch, NodeId, PartitionId, StoreId};
 
 use crate::{
     copies::Mark,
+    hints::{StoredHint, read_hints},
     message::StartId,
     peers::{PeerMemory, Unconfirmed},
     storage::{Sequence, Store, Table, open_stored, seal_stored},
@@ -31,6 +32,7 @@ pub(crate) struct Recovered {
     pub(crate) marks: BTreeMap<PartitionId, Mark>,
     pub(crate) peers: Vec<(NodeId, PeerMemory)>,
     pub(crate) clean: Option<StartId>,
+    pub(crate) hints: Vec<StoredHint>,
 }
 
 impl Recovered {
@@ -44,7 +46,7 @@ impl Recovered {
         let peers = get(PEERS).map(decode_peers).unwrap_or_default();
         let clean = get(CLEAN).filter(|payload| payload.len() == 8);
         let clean = clean.map(|mut payload| StartId(payload.get_u64()));
-        Recovered { document, marks: read_marks(store), peers, clean }
+        Recovered { document, marks: read_marks(store), peers, clean, hints: read_hints(store) }
     }
 
     /// Whether a copy was whole when the store was last written to, and nothing that it acknowledged from memory

@@ -54,10 +54,12 @@ pub struct Settings {
     pub object_bytes_max: usize,
     /// How far the node's clock may be from the median of its peers' before it refuses to date writes.
     pub clock_drift_max: Duration,
-    /// Hints kept for one peer; at the bound the oldest is dropped, which an exchange covers.
+    /// Hints kept for one peer; at the bound the oldest is dropped, which an exchange covers. Each takes its key and some
+    /// hundred bytes, in memory and on disk.
     pub hints_per_peer_max: usize,
-    /// Hints on their way to one peer at once.
-    pub hints_in_flight_max: usize,
+    /// Hints that this node lets all others have on their way to it at once. More fills it sooner after it was away, and
+    /// takes more of it from requests meanwhile.
+    pub hints_granted_max: usize,
     /// How long a hint is kept.
     pub hint_age_max: Duration,
     /// How often each shared partition is compared with each other copy.
@@ -125,8 +127,8 @@ impl Settings {
             writers_max: 4096,
             object_bytes_max: 8 << 20,
             clock_drift_max: Duration::from_millis(500),
-            hints_per_peer_max: 64 * 1024,
-            hints_in_flight_max: 32,
+            hints_per_peer_max: 256 * 1024,
+            hints_granted_max: 512,
             hint_age_max: Duration::from_secs(3 * 3600),
             exchange_interval: Duration::from_secs(600),
             exchanges_max: 2,

@@ -224,6 +224,8 @@ fn message() -> impl Strategy<Value = Message> {
         tree(),
         stretch(),
         tag().prop_map(|tag| Message::Declined { tag }),
+        any::<u32>().prop_map(|waiting| Message::HintOffer { waiting }),
+        any::<u32>().prop_map(|merges| Message::HintGrant { merges }),
     ]
 }
 
@@ -328,7 +330,7 @@ fn object_key(key: &[u8]) -> ObjectKey {
 
 #[test]
 fn kinds_that_this_version_does_not_know_are_refused() {
-    for kind in [0, 15, 16, 100, 240, 241, 255] {
+    for kind in [0, 17, 18, 100, 240, 241, 255] {
         let unknown = Malformed::UnknownKind(kind);
         assert_eq!(Envelope::decode(begun(kind).freeze()), Err(DecodeError::Frame(unknown)));
     }

@@ -178,6 +178,12 @@ fn agreement_is_pinned() {
 }
 
 #[test]
+fn hints_are_pinned() {
+    pin(Message::HintOffer { waiting: 0x0102 }, "0f", &["00000102"]);
+    pin(Message::HintGrant { merges: 0x0304 }, "10", &["00000304"]);
+}
+
+#[test]
 fn forwards_are_pinned() {
     let options = ReadOptions { timeout: Duration::ZERO, ..ReadOptions::default() };
     let get = Get { keyspace: KeyspaceId(9), key: "a".into(), options };

@@ -90,5 +90,6 @@ pub fn profile_for(bug: PlantedBug) -> Profile {
         PlantedBug::WipedVoterVotes => Profile::ChangesAndWipes,
         PlantedBug::VoteBeforeWelcome => Profile::ChangesAndAmnesia,
         PlantedBug::FormedByMajority => Profile::Forming,
+        PlantedBug::HintNotStored | PlantedBug::HintDroppedWhenSent => Profile::HintsAlone,
     }
 }

@@ -194,13 +194,15 @@ pub enum Profile {
     ChangesAndWipes,
     /// The same, while disks forget what they synced last.
     ChangesAndAmnesia,
+    /// Exchanges are hours apart and nothing is lost from disks: what a replica has missed it gets by hints.
+    HintsAlone,
     /// Nothing goes wrong: every request that can be met has to be.
     Calm,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Profile; 14] = [
+    pub const ALL: [Profile; 15] = [
         Profile::Any,
         Profile::Rot,
         Profile::FailingDisks,
@@ -214,6 +216,7 @@ impl Profile {
         Profile::Changes,
         Profile::ChangesAndWipes,
         Profile::ChangesAndAmnesia,
+        Profile::HintsAlone,
         Profile::Calm,
     ];
 }
@@ -350,6 +353,30 @@ impl Swarm {
             Profile::ChangesAndAmnesia => {
                 self.change_often();
                 self.faults.truncate = Some(ms(200));
+            }
+            Profile::HintsAlone => {
+                self.settings.exchange_interval = Duration::from_secs(86_400);
+                self.settings.hints_per_peer_max = 1000;
+                self.settings.clock_drift_max = Duration::from_secs(1_000_000);
+                self.faults = Faults {
+                    stop: Some(ms(200)),
+                    pause: self.faults.pause.and(Some(ms(300))),
+                    partition: Some(ms(200)),
+                    skew_ms_max: 0,
+                    beyond_the_promise: false,
+                    ..Faults::default()
+                };
+                (self.faults.down_max, self.faults.pause_max) = (ms(300), ms(400));
+                self.faults.partition_max = ms(600);
+                self.disks.fail_permille = 0;
+                for keyspace in self.keyspaces.values_mut() {
+                    keyspace.durability = Durability::Disk;
+                }
+                clients.repairs = vec![Some(ReadRepair::Off)];
+                clients.read_permille = 200;
+                // A request for more copies than before leaves what there was to exchanges.
+                clients.n_permille = 0;
+                self.documents.is_formed = false;
             }
             Profile::Calm => self.calm_down(),
             Profile::ForeignContexts => clients.foreign_permille = 200,
@@ -567,7 +594,7 @@ fn draw_settings(random: &mut Random, faults: &Faults) -> Settings {
         outcomes_max: rare(random, usual.outcomes_max, 4),
         siblings_max: rare(random, usual.siblings_max, 3),
         hints_per_peer_max: rare(random, usual.hints_per_peer_max, 2),
-        hints_in_flight_max: rare(random, usual.hints_in_flight_max, 1),
+        hints_granted_max: rare(random, usual.hints_granted_max, 1),
         parked_max: rare(random, usual.parked_max, 2),
         changes_max: rare(random, usual.changes_max, 1),
         round_timeout: ms(*random.pick(&[100, 1000])),

@@ -98,3 +98,13 @@ fn a_vote_before_the_peers_have_judged_the_store_is_found() {
 fn a_cluster_that_is_formed_without_all_founders_is_found() {
     is_found_by(PlantedBug::FormedByMajority, &[Checker::Documents, Checker::Convergence]);
 }
+
+#[test]
+fn a_hint_that_is_not_stored_is_found() {
+    is_found_by(PlantedBug::HintNotStored, &[Checker::Convergence]);
+}
+
+#[test]
+fn a_hint_that_is_forgotten_as_it_is_sent_is_found() {
+    is_found_by(PlantedBug::HintDroppedWhenSent, &[Checker::Convergence]);
+}

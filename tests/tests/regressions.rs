@@ -431,3 +431,51 @@ fn a_filling_copy_is_mended_while_another_is_gone() {
     scenario.start(gone);
     assert_kept(&mut scenario);
 }
+
+/// Dynamo, section 4.6. What a replica missed while it was down it gets from whoever coordinated, though that was itself
+/// restarted meanwhile, and though copies are compared once a day.
+#[test]
+fn hints_survive_a_restart_of_their_holder() {
+    let mut swarm = Swarm::calm(3);
+    swarm.settings.exchange_interval = Duration::from_secs(86_400);
+    let mut scenario = Scenario::new(swarm);
+    let [first, second] = [0, 1].map(|position| scenario.replica(CART, position));
+    scenario.crash(second);
+    scenario.run_for(ms(2500));
+    let put = scenario.put(first, CART, write_at(Level::Quorum));
+    assert!(scenario.is_acknowledged(put));
+    // The hint was left with the batch that brought the value, which has just been acknowledged as synced.
+    scenario.crash(first);
+    scenario.start(first);
+    scenario.run_for(ms(500));
+    scenario.start(second);
+    scenario.run_for(ms(1000));
+    assert!(scenario.holds(second, put));
+    assert_eq!(scenario.counters(first).map(|counters| counters.hints_replayed), Some(1));
+    // Once delivered it is gone, from the disk too.
+    scenario.crash(first);
+    scenario.start(first);
+    scenario.run_for(ms(1000));
+    assert_eq!(scenario.counters(first).map(|counters| counters.hints_replayed), Some(0));
+    assert_kept(&mut scenario);
+}
+
+/// A replica that comes back and takes one hint at a time, from all of its holders together, gets them all.
+#[test]
+fn hints_come_one_by_one_if_no_more_is_granted() {
+    let mut swarm = Swarm::calm(3);
+    swarm.settings.exchange_interval = Duration::from_secs(86_400);
+    swarm.settings.hints_granted_max = 1;
+    swarm.keys = 40;
+    let mut scenario = Scenario::new(swarm);
+    let down = scenario.replica(CART, 2);
+    scenario.crash(down);
+    scenario.run_for(ms(2500));
+    let puts: Vec<_> = (0..40)
+        .map(|key| scenario.put(scenario.replica(KeyId(key), 0), KeyId(key), write_at(Level::Quorum)))
+        .collect();
+    scenario.start(down);
+    scenario.run_for(ms(10_000));
+    assert!(puts.iter().all(|put| scenario.holds(down, *put)));
+    assert_kept(&mut scenario);
+}

@@ -36,7 +36,7 @@ struct Target {
 /// How far it is with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TargetState {
-    /// It was down when it would have been sent to.
+    /// It was down when it would have been sent to, and is left a hint.
     Down,
     /// Sent, and no answer yet.
     Sent,
@@ -71,6 +71,8 @@ impl Spread {
             return self.acknowledge_locally(local);
         }
         if !local.is_up(node) {
+            // With this turn's batch, so that a crash does not part it from the record.
+            local.hints_left.push((node, self.object.clone()));
             return TargetState::Down;
         }
         let message = Message::Merge {
@@ -173,11 +175,11 @@ impl Spread {
         !self.targets.iter().any(|target| target.state == TargetState::Sent)
     }
 
-    /// Leaves a hint for each replica that has not acknowledged.
+    /// Leaves a hint for each replica that was sent to and has not acknowledged.
     pub(crate) fn leave_hints<S: Store>(&self, local: &mut Local<S>) {
         for target in &self.targets {
-            let has_it = matches!(target.state, TargetState::Acknowledged { .. });
-            if !has_it && target.node != local.node {
+            let is_owed = matches!(target.state, TargetState::Sent | TargetState::Refused);
+            if is_owed && target.node != local.node {
                 local.hints_left.push((target.node, self.object.clone()));
             }
         }

@@ -221,6 +221,11 @@ impl WriteOperation {
         }
     }
 
+    /// This node stops: what has not been acknowledged is left to its next process.
+    pub(crate) fn leave_hints<S: Store>(&self, local: &mut Local<S>) {
+        self.spread.leave_hints(local);
+    }
+
     /// The end: whoever still waits hears that the outcome is in doubt, and who has not acknowledged gets a hint.
     fn finish<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes, cause: DoubtCause) -> Step {
         if !self.is_answered {

@@ -9,6 +9,7 @@ use ring::{KeyspaceId, PartitionId};
 
 use super::Node;
 use crate::{
+    hints::HintsPending,
     message::StartId,
     replica::Held,
     storage::{ObjectKey, Store},
@@ -35,7 +36,7 @@ impl<S: Store> Node<S> {
 
     /// Hints that wait for their targets.
     #[must_use]
-    pub fn hints_pending(&self) -> Vec<(ring::NodeId, usize)> {
+    pub fn hints_pending(&self) -> Vec<HintsPending> {
         self.hints.census()
     }
 
@@ -78,7 +79,7 @@ impl<S: Store> Node<S> {
             clock_drift_ms: self.clock_drift_ms(),
             operations: count(self.operations()),
             unsynced_bytes: u64::try_from(self.unsynced_bytes()).unwrap_or(u64::MAX),
-            hints_pending: self.hints_pending().iter().map(|(_, count)| *count as u64).sum(),
+            hints_pending: self.hints_pending().iter().map(|pending| pending.count as u64).sum(),
             peers: peers.map(|&node| PeerStatus { node, is_up: local.is_up(node) }).collect(),
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     coordinator::{Requester, forward::refusal},
     exchange::answer_tree,
     local::Event,
-    message::{Envelope, Header, MergeOutcome, MergeRefusal, Message, ReadAnswer, Tag},
+    message::{Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, Tag},
     peers::SEQUENCE_MAX,
     storage::{Sequence, Store},
     waiting::Waiting,
@@ -108,6 +108,9 @@ impl<S: Store> Node<S> {
     /// A message of this node's epoch, or of an older one: a question of an older one is not taken.
     pub(super) fn serve(&mut self, from: NodeId, header: &Header, message: Message) {
         let is_stale = header.epoch < self.local.epoch();
+        if let Message::Merge { path: MergePath::Hint, .. } = message {
+            self.grants.used(from);
+        }
         let local = &mut self.local;
         match message {
             Message::Forward { tag, request, remaining } => {
@@ -160,6 +163,11 @@ impl<S: Store> Node<S> {
                 self.event(tag, Event::Stretch { store: header.store, entries, until });
             }
             Message::Declined { tag } => self.event(tag, Event::Declined),
+            Message::HintOffer { waiting } => {
+                let merges = self.grants.grant(local, from, waiting);
+                local.send(from, Message::HintGrant { merges });
+            }
+            Message::HintGrant { merges } => self.hints.granted(local.now.monotonic, from, merges),
             Message::Agreement(message) => self.on_agreement(from, header.store, *message),
             Message::Hello { .. }
             | Message::Welcome { .. }

@@ -32,7 +32,7 @@ use crate::{
     event::{Input, Now, Output, Wake},
     exchange::{ExchangeOperation, Exchanges, RETRY_AFTER},
     formation::Formation,
-    hints::{HintOperation, Hints},
+    hints::{HintOperation, Hints, grants::Grants},
     local::{Event, Local},
     membership::{Finding, Membership},
     message::{Envelope, StartId},
@@ -73,6 +73,7 @@ pub struct Node<S> {
     outcomes: Outcomes,
     exchanges: Exchanges,
     hints: Hints,
+    grants: Grants,
     agreement: Agreement,
     membership: Membership,
     recovered: Recovered,
@@ -93,6 +94,8 @@ pub struct Node<S> {
     newer_epoch: Option<(NodeId, Epoch)>,
     /// The mark of a stop in good order: none until it is due, then the batch that carries it.
     stopped: Stopped,
+    /// Whether what is under way has left its hints for the next process.
+    has_left_hints: bool,
     /// When to find out whether a store that refused a batch takes one again.
     probe_at: Option<Duration>,
     /// Whether something was handled since the last batch was sealed.
@@ -147,6 +150,7 @@ impl<S: Store> Node<S> {
         let others = identity.seeds.into_iter().chain(founders).filter(|node| *node != identity.node);
         let start = StartId(rng.next_u64());
         let memories = std::mem::take(&mut recovered.peers);
+        let hints = std::mem::take(&mut recovered.hints);
         let peers = Peers::new(start, others.collect::<Vec<_>>(), memories, store.recovered());
         let votes = Votes::open(&store, &mut rng);
         let membership = Membership::new(identity.node, now.wall, rng.next_u64(), &settings);
@@ -184,7 +188,8 @@ impl<S: Store> Node<S> {
             operations: Operations::new(),
             outcomes: Outcomes::new(),
             exchanges: Exchanges::new(),
-            hints: Hints::new(),
+            hints: Hints::new(hints),
+            grants: Grants::default(),
             agreement: Agreement::new(now.monotonic, forming),
             membership,
             recovered,
@@ -196,6 +201,7 @@ impl<S: Store> Node<S> {
             document_asked: None,
             newer_epoch: None,
             stopped: Stopped::No,
+            has_left_hints: false,
             probe_at: None,
             is_turn_open: true,
         };
@@ -424,6 +430,7 @@ impl<S: Store> Node<S> {
 
     fn on_committed(&mut self, sequence: Sequence) {
         self.local.replica.committed(sequence);
+        self.hints.committed(sequence);
         self.probe_at = None;
         self.local.peers.saved();
         if matches!(self.stopped, Stopped::Marking(marking) if marking <= sequence) {
@@ -448,6 +455,7 @@ impl<S: Store> Node<S> {
         let local = &mut self.local;
         local.counters.commits_failed += 1;
         local.replica.commit_failed(sequence);
+        self.hints.commit_failed(sequence);
         let unmarked = local.copies.commit_failed(sequence);
         local.to_fill.extend(unmarked.into_iter().map(|partition| (partition, RETRY_AFTER)));
         local.peers.save_failed();
@@ -486,6 +494,17 @@ impl<S: Store> Node<S> {
         // While the store refuses batches, the probe finds out when it takes one again.
         if !is_due || local.replica.is_refusing() {
             return;
+        }
+        if !std::mem::replace(&mut self.has_left_hints, true) {
+            for (_, operation) in self.operations.iter() {
+                if let Operation::Write(write) = operation {
+                    write.leave_hints(local);
+                }
+            }
+            self.hints.collect(local);
+            if local.replica.has_changes() {
+                return;
+            }
         }
         if self.marks_lost.is_empty() {
             let sequence = local.replica.put_meta(clean_to_store(local.start));

@@ -163,6 +163,10 @@ impl<S: Store> Node<S> {
             };
             return requester.reply(&mut self.local, Reply::Write(Ok(reply)));
         }
+        // What it would mint now the process might not stay to sync, nor to leave as hints.
+        if self.local.is_stopping {
+            return requester.reply(&mut self.local, Reply::Write(Err(Refusal::NotReady.into())));
+        }
         // Another attempt may have read, and deleted, in the meantime.
         let ended = match self.resume(requester, plan, deadline) {
             Ok(Some(plan)) => self.mint(requester, plan, deadline),

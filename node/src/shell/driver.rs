@@ -4,7 +4,7 @@
 //! one batch for the disk, one buffer for each connection. So the more there is to do, the less each piece costs.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -15,7 +15,7 @@ use client::{
     Reply,
     wire::{ControlError, ControlReply, ControlRequest},
 };
-use ring::{Epoch, NodeId};
+use ring::Epoch;
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -375,12 +375,12 @@ impl Driver {
 
     fn snapshot(&self) -> Snapshot {
         let parts = &self.parts;
-        let hints: BTreeMap<NodeId, usize> = parts.node.hints_pending().into_iter().collect();
         Snapshot {
             counters: *parts.node.counters(),
             status: parts.node.status(),
             members: parts.node.document().map_or(0, |document| document.members.len()),
-            hints,
+            hints: parts.node.hints_pending(),
+            wall: parts.clock.now().wall,
             links: parts.links.census(),
             messages_lost: parts.links.lost.get(),
             datagrams_lost: parts.links.datagrams_lost.get(),

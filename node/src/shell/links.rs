@@ -446,7 +446,7 @@ fn is_bulk(message: &Message) -> bool {
             MergePath::Write | MergePath::ReadRepair => false,
         },
         Message::Read { purpose, .. } => matches!(purpose, ReadPurpose::Repair),
-        Message::Tree { .. } | Message::Stretch { .. } => true,
+        Message::Tree { .. } | Message::Stretch { .. } | Message::HintOffer { .. } => true,
         Message::Hello { .. }
         | Message::Welcome { .. }
         | Message::DocumentRequest
@@ -456,6 +456,7 @@ fn is_bulk(message: &Message) -> bool {
         | Message::Merged { .. }
         | Message::Answer { .. }
         | Message::Agreement(_)
+        | Message::HintGrant { .. }
         | Message::Declined { .. } => false,
     }
 }

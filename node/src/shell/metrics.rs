@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use antientropy::version::UnixMillis;
 use client::{GetError, Level, Limit, Refusal, Reply, Request, WriteError, wire::NodeStatus};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, Registry, TextEncoder,
@@ -13,7 +14,7 @@ use prometheus::{
 use ring::NodeId;
 
 use super::{disk::CommitterCounters, links::LinkState};
-use crate::Counters;
+use crate::{Counters, HintsPending};
 
 /// Bounds of request durations, in seconds: from a read of a cached record to a request that timed out.
 const DURATION_BUCKETS: [f64; 18] = [
@@ -113,7 +114,8 @@ pub(crate) struct Snapshot {
     pub(crate) counters: Counters,
     pub(crate) status: NodeStatus,
     pub(crate) members: usize,
-    pub(crate) hints: BTreeMap<NodeId, usize>,
+    pub(crate) hints: Vec<HintsPending>,
+    pub(crate) wall: UnixMillis,
     pub(crate) links: Vec<(NodeId, Option<LinkState>)>,
     pub(crate) messages_lost: u64,
     pub(crate) datagrams_lost: u64,
@@ -377,7 +379,16 @@ fn gather_peers(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
         gauge(
             "quorate_hints_pending",
             "Hints that wait for the peer.",
-            snapshot.hints.iter().map(|(node, count)| (peer(node), number(*count))),
+            snapshot.hints.iter().map(|pending| (peer(&pending.target), number(pending.count))),
+        ),
+        gauge(
+            "quorate_hint_oldest_seconds",
+            "How long the oldest hint has waited for the peer; 0 if none does.",
+            snapshot.hints.iter().map(|pending| {
+                let since = pending.oldest.unwrap_or(snapshot.wall);
+                let age_ms = snapshot.wall.0.saturating_sub(since.0);
+                (peer(&pending.target), Duration::from_millis(age_ms).as_secs_f64())
+            }),
         ),
         gauge(
             "quorate_peer_round_trip_seconds",

@@ -14,13 +14,16 @@
 //! 11 tree               tag, keyspace (4), partition (2), after (option of bytes)
 //! 12 stretch            tag, until (option of bytes), list of: object, digest (16)
 //! 13 declined           tag
+//! 14 agreement          about documents (serde)
+//! 15 hint offer         waiting (4)
+//! 16 hint grant         merges (4)
 //!
 //! tag       operation (8), question (4)
 //! object    bytes: its name in encoded form, with its token
 //! record    as `antientropy::version` has it
 //! ```
 //!
-//! The tables below have the codes of choices. Kinds from 14 are free; one whose payload is a serde value goes as the
+//! The tables below have the codes of choices. Kinds from 17 are free; one whose payload is a serde value goes as the
 //! document does.
 
 use std::sync::Arc;
@@ -58,6 +61,8 @@ const TREE: u8 = 11;
 const STRETCH: u8 = 12;
 const DECLINED: u8 = 13;
 const AGREEMENT: u8 = 14;
+const HINT_OFFER: u8 = 15;
+const HINT_GRANT: u8 = 16;
 
 const DATA: u8 = 1;
 const DIGEST: u8 = 2;
@@ -118,6 +123,8 @@ pub(super) fn kind(message: &Message) -> u8 {
         Message::Stretch { .. } => STRETCH,
         Message::Declined { .. } => DECLINED,
         Message::Agreement(_) => AGREEMENT,
+        Message::HintOffer { .. } => HINT_OFFER,
+        Message::HintGrant { .. } => HINT_GRANT,
     }
 }
 
@@ -182,6 +189,8 @@ pub(super) fn put(message: &Message, out: &mut BytesMut) {
             }
         }
         Message::Declined { tag } => tag.put_to(out),
+        Message::HintOffer { waiting } => waiting.put_to(out),
+        Message::HintGrant { merges } => merges.put_to(out),
         Message::Agreement(agreement) => put_serde(&**agreement, out),
     }
 }
@@ -235,6 +244,8 @@ pub(super) fn take(kind: u8, input: &mut Bytes) -> Result<Message, DecodeError> 
             entries: take_entries(input)?,
         },
         DECLINED => Message::Declined { tag: Field::take_from(input)? },
+        HINT_OFFER => Message::HintOffer { waiting: Field::take_from(input)? },
+        HINT_GRANT => Message::HintGrant { merges: Field::take_from(input)? },
         AGREEMENT => Message::Agreement(Box::new(take_serde(input)?)),
         unknown => return Err(Malformed::UnknownKind(unknown).into()),
     })

@@ -1,0 +1,92 @@
+//! Hints as they are stored: under their target and the name of their object, so that each is stored once.
+
+use antientropy::version::UnixMillis;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use ring::NodeId;
+
+use super::StoredHint;
+use crate::storage::{ObjectKey, Store, Table, open_stored, seal_stored};
+
+/// What all keys of hints begin with.
+const PREFIX: &[u8] = b"hint/";
+/// Hints read at a time.
+const HINTS_AT_ONCE: usize = 4096;
+
+/// Where a hint is stored: the prefix, its target (4 bytes, big-endian), and its object's encoded name.
+pub(super) fn key(target: NodeId, object: &ObjectKey) -> Bytes {
+    let name = object.encoded();
+    let mut key = BytesMut::with_capacity(PREFIX.len() + 4 + name.len());
+    key.put_slice(PREFIX);
+    key.put_u32(target.0);
+    key.put_slice(name);
+    key.freeze()
+}
+
+/// What is stored there: since when it waits, in milliseconds since 1970 (8 bytes, big-endian).
+pub(super) fn value(target: NodeId, object: &ObjectKey, since: UnixMillis) -> Bytes {
+    seal_stored(&key(target, object), |out| out.put_u64(since.0), 8)
+}
+
+/// All hints of a store. One that cannot be read is none: exchanges cover it.
+pub(crate) fn read_hints<S: Store>(store: &S) -> Vec<StoredHint> {
+    let mut hints = Vec::new();
+    let end = [PREFIX, &[0xff; 20]].concat();
+    let mut after = Bytes::from_static(PREFIX);
+    while let Ok(found) = store.scan(Table::Meta, Some(&after), &end, HINTS_AT_ONCE) {
+        let Some((last, _)) = found.last() else { break };
+        after = last.clone();
+        hints.extend(found.iter().filter_map(|(key, stored)| decode(key, stored)));
+    }
+    hints
+}
+
+fn decode(key: &Bytes, stored: &Bytes) -> Option<StoredHint> {
+    let mut since = open_stored(key, stored).ok().filter(|payload| payload.len() == 8)?;
+    let mut name = key.slice(PREFIX.len()..);
+    let target = NodeId(name.try_get_u32().ok()?);
+    // Copied out: the key may be part of a larger block, which the queue would keep in memory.
+    let object = ObjectKey::decode(&Bytes::copy_from_slice(&name))?;
+    Some((target, UnixMillis(since.get_u64()), object))
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::{KeyspaceId, StoreId};
+
+    use super::*;
+    use crate::storage::{Batch, Change, MemoryEngine, Sequence};
+
+    #[test]
+    fn hints_read_back_and_nothing_else_does() {
+        let engine = MemoryEngine::new(StoreId(1));
+        let object = |key: &[u8]| ObjectKey::new(KeyspaceId(7), key);
+        let hints = [
+            (NodeId(1), UnixMillis(5), object(b"a")),
+            (NodeId(1), UnixMillis(3), object(b"b")),
+            (NodeId(u32::MAX), UnixMillis(u64::MAX), object(&[0xff; 40])),
+        ];
+        let mut changes: Vec<Change> = hints
+            .iter()
+            .map(|(target, since, object)| Change {
+                table: Table::Meta,
+                key: key(*target, object),
+                value: Some(value(*target, object, *since)),
+            })
+            .collect();
+        let other = |key: &'static [u8], value: Bytes| Change {
+            table: Table::Meta,
+            key: Bytes::from_static(key),
+            value: Some(value),
+        };
+        changes.push(other(b"hint/", Bytes::from_static(b"x")));
+        changes.push(other(b"hint/\0\0\0\x01junk", Bytes::from_static(b"junk")));
+        changes.push(other(b"hinu", Bytes::from_static(b"x")));
+        engine.submit(Batch { sequence: Sequence(1), changes });
+        engine.commit_next();
+        let mut found = read_hints(&engine);
+        found.sort_by_key(|(_, since, _)| std::cmp::Reverse(*since));
+        let mut expected = hints.to_vec();
+        expected.sort_by_key(|(_, since, _)| std::cmp::Reverse(*since));
+        assert_eq!(found, expected);
+    }
+}
