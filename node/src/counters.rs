@@ -23,6 +23,8 @@ pub struct Counters {
     pub forwarded: u64,
     /// Silent replicas that a read replaced.
     pub replicas_replaced: u64,
+    /// Replicas that a read asked because another took longer than its answers usually do.
+    pub reads_hedged: u64,
     /// Records that a merge changed: by clients' writes.
     pub merged_write: u64,
     /// By read repair.

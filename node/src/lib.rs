@@ -17,6 +17,7 @@ mod counters;
 mod event;
 mod exchange;
 mod formation;
+mod hedge;
 mod hints;
 mod local;
 mod membership;

@@ -20,6 +20,7 @@ use crate::{
     counters::Counters,
     event::{Now, Output},
     exchange::RETRY_AFTER,
+    hedge::HedgeBudget,
     message::{
         DocumentName, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind,
         ReadPurpose, StartId, Tag,
@@ -66,6 +67,8 @@ pub(crate) struct Local<S> {
     pub(crate) hints_left: Vec<(NodeId, ObjectKey)>,
     pub(crate) numbers: Numbers,
     /// Whether the process is about to end.
+    /// How many replicas reads may ask early.
+    pub(crate) hedges: HedgeBudget,
     pub(crate) is_stopping: bool,
     /// Whether something has begun to wait for a batch in this turn.
     pub(crate) is_awaiting: bool,

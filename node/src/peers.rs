@@ -28,6 +28,7 @@ use smallvec::SmallVec;
 use crate::{
     agreement::votes::is_later,
     event::Now,
+    hedge::SlowAnswers,
     message::{Recovery, StartId},
     recovery::peers_to_store,
     settings::Settings,
@@ -122,6 +123,8 @@ struct Peer {
     missed: u32,
     /// A moving average of its answers' delays.
     latency: Duration,
+    /// How long its answers to reads take at their slowest.
+    slow_answers: SlowAnswers,
     /// How far its clock is ahead of ours, in milliseconds.
     clock: ClockOffset,
 }
@@ -321,6 +324,18 @@ impl Peers {
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.waiting_since.get_or_insert(now.monotonic);
         }
+    }
+
+    /// An answer to a read took so long.
+    pub(crate) fn answered(&mut self, node: NodeId, took: Duration, settings: &Settings) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.slow_answers.sample(took, settings.hedge_window);
+        }
+    }
+
+    /// How long to wait for the peer's answer before another is asked as well, at most `most`.
+    pub(crate) fn patience(&self, node: NodeId, most: Duration) -> Duration {
+        self.peers.get(&node).map_or(most, |peer| peer.slow_answers.delay(most))
     }
 
     /// The peer missed a deadline: others are asked before it for a while, which differs by up to a half as `random` says,

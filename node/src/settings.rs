@@ -12,6 +12,9 @@ pub struct Settings {
     /// A replica that is silent for so long is replaced by the next in a read. Lower asks more replicas than needed;
     /// higher waits longer for a slow one.
     pub read_retry_after: Duration,
+    /// The slowest of so many answers of a replica says when another is asked as well, within a budget of one read in
+    /// twenty. Higher asks later and less often.
+    pub hedge_window: usize,
     /// A forwarded read that is not answered for so long is forwarded to the next replica too.
     pub forward_retry_after: Duration,
     /// How often one of the peers is probed for whether it lives. Lower finds a death sooner; each probe is two packets.
@@ -99,6 +102,7 @@ impl Settings {
         ];
         assert!(positive.iter().all(|duration| !duration.is_zero()), "intervals are positive");
         assert!(self.probe_round_trip < self.probe_interval, "a probe has time for its second round");
+        assert!(self.hedge_window > 0, "a window has answers");
         assert!(self.exchange_stretch_keys > 0, "a stretch has keys");
     }
 
@@ -108,6 +112,7 @@ impl Settings {
         Settings {
             context_key,
             read_retry_after: Duration::from_millis(50),
+            hedge_window: 100,
             forward_retry_after: Duration::from_millis(250),
             probe_interval: Duration::from_millis(250),
             probe_round_trip: Duration::from_millis(100),

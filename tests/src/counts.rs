@@ -25,6 +25,7 @@ impl Counts {
             ("node: reads diverged", counters.reads_diverged),
             ("node: requests forwarded", counters.forwarded),
             ("node: silent replicas replaced", counters.replicas_replaced),
+            ("node: reads hedged", counters.reads_hedged),
             ("node: merged by writes", counters.merged_write),
             ("node: merged by read repair", counters.merged_read_repair),
             ("node: merged by hints", counters.merged_hint),

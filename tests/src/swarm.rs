@@ -579,6 +579,7 @@ fn draw_settings(random: &mut Random, faults: &Faults) -> Settings {
     let checks_drift = faults.skew_ms_max <= 400 || random.chance(200);
     Settings {
         read_retry_after: ms(*random.pick(&[10, 50])),
+        hedge_window: *random.pick(&[2, 100]),
         forward_retry_after: ms(*random.pick(&[50, 250])),
         probe_interval: ms(*random.pick(&[150, 250])),
         suspicion: ms(*random.pick(&[300, 800])),

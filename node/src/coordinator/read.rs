@@ -1,7 +1,8 @@
 //! Coordinating a get.
 //!
 //! The coordinator asks as many replicas as the level requires, those that answered fastest of late: one for the
-//! record and the others for its digest. One that is silent for a while is replaced by the next, within the first n.
+//! record and the others for its digest. One that is silent for a while is replaced by the next, within the first n; so is,
+//! for a few reads in a hundred, one that takes longer than it usually does ([`hedge`](crate::hedge)).
 //! Where digests differ it fetches, joins, answers and repairs. A *blocking* read answers only when enough replicas
 //! are known to hold durably what it says, so that no later read of the same kind goes back.
 //!
@@ -103,6 +104,13 @@ pub(crate) enum Ended {
     Delete { requester: Requester, plan: Box<WritePlan>, deadline: Duration },
 }
 
+impl Asked {
+    /// Whether it has neither answered nor been replaced.
+    fn is_awaited(&self) -> bool {
+        self.answer.is_none() && !self.is_replaced
+    }
+}
+
 impl ReadOperation {
     /// Begins a client's get.
     pub(crate) fn get<S: Store>(
@@ -144,8 +152,7 @@ impl ReadOperation {
         deadline: Duration,
     ) -> ReadOperation {
         let operation = local.numbers.take();
-        let timer = deadline.min(local.now.monotonic + local.settings.read_retry_after);
-        local.timers.insert((timer, operation));
+        local.hedges.read_began();
         let mut read = ReadOperation {
             operation,
             question: 0,
@@ -157,9 +164,10 @@ impl ReadOperation {
             asked: Vec::with_capacity(3),
             phase: Phase::Gathering,
             deadline,
-            timer,
+            timer: deadline,
         };
         read.ask_more(local);
+        read.look_again(local);
         read
     }
 
@@ -177,6 +185,7 @@ impl ReadOperation {
             (Phase::Gathering, Event::Answered { from, store, answer }) => {
                 // A store that the document does not record is no replica, whatever it holds.
                 let is_recorded = local.recorded_store(from) == Some(store);
+                self.note_delay(local, from);
                 self.note(from, if is_recorded { answer } else { ReadAnswer::NotOwner });
                 self.evaluate(local)
             }
@@ -229,18 +238,54 @@ impl ReadOperation {
             };
         }
         if let Phase::Gathering = self.phase {
-            let late = local.now.monotonic.saturating_sub(local.settings.read_retry_after);
-            for asked in &mut self.asked {
-                if asked.answer.is_none() && !asked.is_replaced && asked.at <= late {
-                    asked.is_replaced = true;
-                    local.counters.replicas_replaced += 1;
-                    local.missed(asked.node);
-                }
-            }
+            self.replace_late(local);
             self.ask_more(local);
         }
-        self.set_timer(local, local.now.monotonic + local.settings.read_retry_after);
+        self.look_again(local);
         self.evaluate(local)
+    }
+
+    /// Gives up waiting for those that are silent for too long; and, as far as the budget goes and there are others, for
+    /// those that take longer than they usually do.
+    fn replace_late<S: Store>(&mut self, local: &mut Local<S>) {
+        let (now, most) = (local.now.monotonic, local.settings.read_retry_after);
+        let is_asked = |node: NodeId| self.asked.iter().any(|asked| asked.node == node);
+        let others = self.located.owners.nodes().filter(|node| !is_asked(*node) && local.is_up(*node));
+        let mut others = others.count();
+        for asked in self.asked.iter_mut().filter(|asked| asked.is_awaited()) {
+            let waited = now.saturating_sub(asked.at);
+            if waited >= most {
+                asked.is_replaced = true;
+                local.counters.replicas_replaced += 1;
+                local.missed(asked.node);
+            } else if others > 0 && waited >= local.peers.patience(asked.node, most) && local.hedges.take() {
+                asked.is_replaced = true;
+                local.counters.reads_hedged += 1;
+                others -= 1;
+            }
+        }
+    }
+
+    /// Sets the timer to when the next of those that are awaited is late.
+    fn look_again<S: Store>(&mut self, local: &mut Local<S>) {
+        let (now, most) = (local.now.monotonic, local.settings.read_retry_after);
+        let late = |asked: &Asked| {
+            let early = asked.at + local.peers.patience(asked.node, most);
+            // If it is late already and was not replaced, there is no budget, or nobody else.
+            if early > now { early } else { asked.at + most }
+        };
+        let awaited = self.asked.iter().filter(|asked| asked.is_awaited());
+        let next = awaited.map(late).filter(|at| *at > now).min();
+        self.set_timer(local, next.unwrap_or(now + most));
+    }
+
+    /// How long an answer took, if it is the first to its question.
+    fn note_delay<S: Store>(&self, local: &mut Local<S>, from: NodeId) {
+        let asked = self.asked.iter().find(|asked| asked.node == from && asked.answer.is_none());
+        if let Some(asked) = asked.filter(|asked| asked.node != local.node) {
+            let took = local.now.monotonic.saturating_sub(asked.at);
+            local.peers.answered(from, took, &local.settings);
+        }
     }
 
     fn set_timer<S: Store>(&mut self, local: &mut Local<S>, at: Duration) {

@@ -228,6 +228,11 @@ impl Metrics {
                 counters.replicas_replaced,
             ),
             single(
+                "quorate_reads_hedged_total",
+                "Replicas that reads asked because another took longer than its answers usually do.",
+                counters.reads_hedged,
+            ),
+            single(
                 "quorate_read_digest_mismatches_total",
                 "Reads whose replicas did not agree.",
                 counters.reads_diverged,
