@@ -60,6 +60,11 @@ impl Running {
         self.cluster = Some(DevCluster::start(self.options.clone(), mode, || false).unwrap());
     }
 
+    /// Stops all nodes in good order. What they had stays until this is dropped.
+    pub(crate) fn stop(&mut self) {
+        self.cluster.take().unwrap().stop();
+    }
+
     /// The client's configuration.
     pub(crate) fn client_config(&self) -> ClientConfig {
         ClientConfig::load(self.options.client_config()).unwrap()
@@ -128,8 +133,17 @@ pub(crate) struct ByHand(std::process::Child);
 impl ByHand {
     pub(crate) fn run(config: &Path) -> ByHand {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quorated"));
-        command.args(["run", "--config"]).arg(config).stderr(std::process::Stdio::null());
+        // Beside its configuration, where the cluster's own nodes log too.
+        let log = config.with_file_name("log");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        command.args(["run", "--config"]).arg(config).stderr(log);
         ByHand(command.spawn().unwrap())
+    }
+
+    /// Sends it a signal, by its name with a dash.
+    pub(crate) fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
+        assert!(status.success());
     }
 }
 
