@@ -48,6 +48,8 @@ pub(crate) const SEQUENCE_MAX: Sequence = Sequence(1 << 62);
 const LATE: Duration = Duration::from_millis(250);
 /// The longest that a peer is avoided.
 const AVOIDED_MAX: Duration = Duration::from_secs(8);
+/// The least jump of a clock that is heeded: rounding is not one.
+const CLOCK_JUMP_MS_MIN: i64 = 3;
 /// How long the best clock sample of a peer is kept: at least one window, at most two.
 const CLOCK_WINDOW: Duration = Duration::from_secs(5);
 
@@ -59,6 +61,9 @@ pub(crate) struct Peers {
     recovered: Sequence,
     /// Whether something is to be remembered that is not yet part of a batch.
     unsaved: bool,
+    /// The wall clock less the monotonic one, in milliseconds, as it was when the peers' offsets were last brought into
+    /// line with it.
+    wall_base_ms: Option<i64>,
     /// Whether any batch of this process is synced. Until then each of them says that this process was.
     is_present_saved: bool,
 }
@@ -156,8 +161,14 @@ impl Peers {
         memories: Vec<(NodeId, PeerMemory)>,
         recovered: Sequence,
     ) -> Peers {
-        let mut peers =
-            Peers { peers: BTreeMap::new(), present, recovered, unsaved: true, is_present_saved: false };
+        let mut peers = Peers {
+            peers: BTreeMap::new(),
+            present,
+            recovered,
+            unsaved: true,
+            wall_base_ms: None,
+            is_present_saved: false,
+        };
         for (node, mut memory) in memories {
             let mut unconfirmed =
                 memory.unconfirmed.unwrap_or(Unconfirmed { lowest: recovered, starts: Vec::new() });
@@ -389,6 +400,18 @@ impl Peers {
             .map_or((true, Duration::MAX), |peer| (now.monotonic < peer.avoided_until, peer.latency))
     }
 
+    /// If this node's wall clock has jumped, all others are as much farther off: what was heard of them before tells so at
+    /// once. (A clock that stands still jumps back a little every time.)
+    pub(crate) fn heed_clock(&mut self, now: Now) {
+        let monotonic_ms = i64::try_from(now.monotonic.as_millis()).unwrap_or(i64::MAX);
+        let base_ms = now.wall.0.cast_signed().saturating_sub(monotonic_ms);
+        let jumped_ms = self.wall_base_ms.map_or(0, |before| base_ms.saturating_sub(before));
+        if self.wall_base_ms.is_none() || jumped_ms.saturating_abs() >= CLOCK_JUMP_MS_MIN {
+            self.wall_base_ms = Some(base_ms);
+            self.peers.values_mut().for_each(|peer| peer.clock.shift(jumped_ms.saturating_neg()));
+        }
+    }
+
     /// How far this node's clock is ahead of the median of its peers', in milliseconds; none if none was heard.
     pub(crate) fn drift_ms(&self) -> Option<i64> {
         let mut offsets: SmallVec<[i64; 8]> =
@@ -513,6 +536,13 @@ impl Peer {
 }
 
 impl ClockOffset {
+    /// Our own clock was set, so that the peer's is so much farther ahead.
+    fn shift(&mut self, by_ms: i64) {
+        for sample in [&mut self.current, &mut self.previous].into_iter().flatten() {
+            *sample = sample.saturating_add(by_ms);
+        }
+    }
+
     fn sample(&mut self, now: Duration, offset_ms: i64) {
         if now >= self.window_began + CLOCK_WINDOW {
             self.previous = self.current.take();
@@ -733,6 +763,30 @@ mod tests {
         peers.heard(at(601), PEER, STORE, Sequence(0), UnixMillis(0));
         peers.missed(at(700), PEER, u32::MAX);
         assert!(!is_last(&peers, 950), "it has answered, and begins anew");
+    }
+
+    #[test]
+    fn a_jump_of_our_own_clock_is_drift_at_once_and_a_clock_that_stands_still_is_in_time() {
+        let now = |ms: u64, ahead: i64| Now {
+            monotonic: Duration::from_millis(ms),
+            wall: UnixMillis((9_000_000 + ms).saturating_add_signed(ahead)),
+        };
+        let mut peers = peers(&[PEER]);
+        peers.heed_clock(now(0, 0));
+        peers.heard(now(0, 0), PEER, STORE, Sequence(0), UnixMillis(9_000_000));
+        assert_eq!(peers.drift_ms(), Some(0));
+        peers.heed_clock(now(10, 3_600_000));
+        assert_eq!(peers.drift_ms(), Some(3_600_000));
+        peers.heed_clock(now(20, -3_600_000));
+        assert_eq!(peers.drift_ms(), Some(-3_600_000));
+        peers.heed_clock(now(30, 1));
+        assert_eq!(peers.drift_ms(), Some(1));
+        (30..1000_i64).for_each(|ms| peers.heed_clock(now(ms.cast_unsigned(), 31 - ms)));
+        assert!(
+            peers.drift_ms().is_some_and(|drift| (-970..=-966).contains(&drift)),
+            "{:?}",
+            peers.drift_ms()
+        );
     }
 
     #[test]

@@ -479,3 +479,27 @@ fn hints_come_one_by_one_if_no_more_is_granted() {
     assert!(puts.iter().all(|put| scenario.holds(down, *put)));
     assert_kept(&mut scenario);
 }
+
+/// A clock that jumps is noticed with the next request, whichever way it jumped, and not when the peers' old words have
+/// been forgotten: what is dated by it meanwhile would win over later writes for as long as it is ahead.
+#[test]
+fn a_clock_that_jumps_dates_no_write() {
+    for skew_ms in [-86_400_000, -3_600_000, -700, 700, 3_600_000, 86_400_000] {
+        let mut scenario = Scenario::new(Swarm::calm(3));
+        let [first, second] = [0, 1].map(|position| scenario.replica(STOCK, position));
+        scenario.run_for(ms(3000));
+        scenario.set_skew_ms(first, skew_ms);
+        let put = scenario.put(first, STOCK, write_at(Level::Quorum));
+        assert!(matches!(scenario.outcome(put), Outcome::Refused), "{skew_ms}: {:?}", scenario.outcome(put));
+        let put = scenario.put(second, STOCK, write_at(Level::All));
+        assert!(
+            scenario.is_acknowledged(put),
+            "the others agree about the time, and a merge is no question of it"
+        );
+        assert!(scenario.get(first, STOCK, read_at(Level::Quorum)).is_some(), "nor is a read");
+        scenario.set_skew_ms(first, 0);
+        let put = scenario.put(first, STOCK, write_at(Level::Quorum));
+        assert!(scenario.is_acknowledged(put), "{skew_ms}: it is right again");
+        assert_kept(&mut scenario);
+    }
+}

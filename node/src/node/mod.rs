@@ -217,7 +217,7 @@ impl<S: Store> Node<S> {
 
     /// Takes an input.
     pub fn handle(&mut self, now: Now, input: Input) {
-        self.local.now = now;
+        self.set_now(now);
         self.is_turn_open = true;
         match input {
             Input::Client { client, request } => {
@@ -251,9 +251,14 @@ impl<S: Store> Node<S> {
         self.deliver_events();
     }
 
+    fn set_now(&mut self, now: Now) {
+        self.local.now = now;
+        self.local.peers.heed_clock(now);
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.local.now = now;
+        self.set_now(now);
         self.is_turn_open = true;
         while let Some(&(at, operation)) = self.local.timers.first() {
             if at > now.monotonic {
