@@ -194,7 +194,7 @@ pub(crate) struct Import {
 
 #[derive(Args, Debug)]
 pub(crate) struct Export {
-    /// The file; it appears when the export is complete [default: stdout].
+    /// The file; it appears when the export is complete, but a device or a pipe is written to as it is [default: stdout].
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// How many replicas must answer [default: quorum].
