@@ -271,6 +271,20 @@ async fn certificates_are_made_without_a_cluster_and_work() {
     run(&[&client[..], &["--replace"]].concat()).await.expect(0);
     run(&["cert", "client", "x", "--role", "king", "--dir", "certs"]).await.expect(2);
     let file = |name: &str| folder.path().join("certs").join(name);
+    let authority = || (std::fs::read(file("ca.pem")).unwrap(), std::fs::read(file("ca-key.pem")).unwrap());
+    let before = authority();
+    for name in ["ca", "CA", "ca-key", " x", "x ", ""] {
+        for replace in [&[][..], &["--replace"]] {
+            let node = ["cert", "node", name, "--dir", "certs"];
+            run(&[&node, replace].concat()).await.expect_error(2, "is no name");
+            let client = ["cert", "client", name, "--role", "read", "--dir", "certs"];
+            run(&[&client, replace].concat()).await.expect_error(2, "is no name");
+        }
+    }
+    run(&["cert", "node", "x", "--days", "0", "--dir", "certs"]).await.expect_error(2, "no days");
+    run(&["cert", "node", "x", "--host", "a b", "--dir", "certs"]).await.expect_error(2, "`a b`");
+    assert_eq!(authority(), before);
+    assert!(!file("x.pem").exists());
     let load = |name: &str| {
         client::tls::Material::load(
             &file("ca.pem"),

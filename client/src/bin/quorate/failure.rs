@@ -83,6 +83,13 @@ impl CommandError {
             | CommandError::KeyspaceName(_)
             | CommandError::Connect(
                 ConnectError::Material(_) | ConnectError::NoSeeds | ConnectError::NoSuchDatacenter { .. },
+            )
+            | CommandError::Certificate(
+                CertificateError::BadName(_)
+                | CertificateError::AuthoritysName(_)
+                | CertificateError::BadHost(_)
+                | CertificateError::HostOfClient(_)
+                | CertificateError::NoDays,
             ) => Exit::Usage,
             CommandError::Connect(ConnectError::Unreachable(_)) => Exit::Unreachable,
             CommandError::Read { failure } => match failure {
