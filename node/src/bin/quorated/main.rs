@@ -221,7 +221,8 @@ fn run_node(run: &Run) -> Result<(), Failure> {
 fn check_config(path: &Path) -> Result<(), Failure> {
     let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
     let founders = config.formation.founders.len();
-    let told = writeln!(io::stdout(), "{}: good: node {} of {founders}", path.display(), config.id.0);
+    let told =
+        writeln!(io::stdout(), "{}: good: node {}, one of {founders} founders", path.display(), config.id.0);
     told.map_err(|error| Failure::Running(error.to_string()))
 }
 
