@@ -10,7 +10,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -239,11 +239,12 @@ impl DevCluster {
                 Nodes::Threads(_) => writeln!(out)?,
             }
         }
-        writeln!(out, "try:\n  {quorate} --config {} put hello world", options.client_config().display())
+        writeln!(out, "try:\n  {quorate} --config {} put hello world", pasteable(&options.client_config()))
     }
 
-    /// Processes that have ended since this was last asked, with a sentence for each.
-    pub fn newly_ended(&mut self) -> Vec<String> {
+    /// Processes that have ended since this was last asked, with a sentence for each. `quorated` is how the user calls
+    /// this program.
+    pub fn newly_ended(&mut self, quorated: &str) -> Vec<String> {
         let mut ended = Vec::new();
         match &mut self.nodes {
             Nodes::Threads(_) => {}
@@ -258,8 +259,8 @@ impl DevCluster {
                         pid_file::remove_of(&self.options.pid_file(node), process.child.id());
                         let config = self.options.node_config(node);
                         ended.push(format!(
-                            "node {node} has ended ({status}); start it again with: quorated run --config {}",
-                            config.display()
+                            "node {node} has ended ({status}); start it again with: {quorated} run --config {}",
+                            pasteable(&config)
                         ));
                     }
                 }
@@ -337,6 +338,20 @@ fn remove_pid_files(options: &DevOptions) {
     }
 }
 
+/// A path as it can be pasted into a shell, in the present directory.
+#[must_use]
+pub fn pasteable(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let path = path.strip_prefix(&here).unwrap_or(path);
+    let mut text = path.display().to_string();
+    if !text.contains('/') {
+        // A shell would look for it elsewhere.
+        text.insert_str(0, "./");
+    }
+    let is_plain = |character: char| character.is_alphanumeric() || "/._-+=:@,%".contains(character);
+    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 /// What a process that ended said last.
 fn last_words(options: &DevOptions, node: u32, status: std::process::ExitStatus) -> String {
     let log = options.node_directory(node).join("log");
@@ -357,4 +372,17 @@ fn is_ready_at(port: u16) -> bool {
         Ok(first)
     });
     asked.is_ok_and(|first| first.ends_with(b" 200"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_shown_as_a_shell_takes_them() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(pasteable(&here.join("target/quorated")), "target/quorated");
+        assert_eq!(pasteable(&here.join("quorated")), "./quorated");
+        assert_eq!(pasteable(Path::new("/opt/a b/it's")), r"'/opt/a b/it'\''s'");
+    }
 }
