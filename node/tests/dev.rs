@@ -7,6 +7,7 @@ mod running;
 
 use std::{
     io::{BufRead, BufReader},
+    net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
 };
@@ -128,6 +129,47 @@ fn a_cluster_that_was_told_to_ignore_hang_ups_goes_on() {
     ready.signal("-HUP");
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert_eq!(ready.child.try_wait().unwrap(), None);
+    ready.signal("-TERM");
+    assert_eq!(ready.child.wait().unwrap().code(), Some(0));
+}
+
+/// What a start that fails says, and its exit code.
+fn refused(mut command: Command) -> (String, Option<i32>) {
+    let output = command.output().unwrap();
+    (String::from_utf8(output.stderr).unwrap(), output.status.code())
+}
+
+#[test]
+fn a_start_that_cannot_be_says_which_option_helps_and_leaves_nothing_behind() {
+    let (folder, ports) = (Folder::new(), free_ports(2));
+    let quic = UdpSocket::bind(("127.0.0.1", ports.0 + 1)).unwrap();
+    let (said, code) = refused(dev(&folder.0, ports, &[]));
+    assert!(code == Some(3) && said.contains("node 2: ") && said.contains("with --base-port"), "{said}");
+    drop(quic);
+    let http = TcpListener::bind(("127.0.0.1", ports.1)).unwrap();
+    let (said, code) = refused(dev(&folder.0, ports, &[]));
+    assert!(code == Some(3) && said.contains("node 1: ") && said.contains("with --http-base-port"), "{said}");
+    drop(http);
+    for (ports, more) in [
+        ((65_535, ports.1), ""),
+        ((0, ports.1), ""),
+        ((ports.0, 65_535), ""),
+        (ports, "--datacenters=a,a"),
+        (ports, "--datacenters="),
+        (ports, "--datacenters=a,b,c"),
+    ] {
+        let more: Vec<&str> = (!more.is_empty()).then_some(more).into_iter().collect();
+        let (said, code) = refused(dev(&folder.0, ports, &more));
+        assert_eq!(code, Some(2), "{said}");
+    }
+    assert!(!folder.0.join("dev").exists());
+    let mut ready = Ready::start(dev(&folder.0, ports, &["--datacenters=a,b"]));
+    for other in [ports, free_ports(2)] {
+        for fresh in [&[][..], &["--fresh"]] {
+            let (said, code) = refused(dev(&folder.0, other, fresh));
+            assert!(code == Some(3) && said.contains("a cluster is running there already"), "{said}");
+        }
+    }
     ready.signal("-TERM");
     assert_eq!(ready.child.wait().unwrap().code(), Some(0));
 }

@@ -15,7 +15,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use node::shell::{
     config::Config,
-    dev::{DevCluster, DevError, DevOptions, Mode, NODES_MAX, pasteable},
+    dev::{DevCluster, DevError, DevOptions, LayoutError, Mode, NODES_MAX, pasteable},
     server::Server,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -34,12 +34,13 @@ const LOG_VARIABLE: &str = "QUORATE_LOG";
 /// How often a running cluster is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
+const EXIT_CODES: &str = "\
+Exit codes: 0 stopped in good order, 1 could not go on, 2 wrong usage or an unusable configuration,
+3 could not start.";
+
 /// A node of Quorate.
-///
-/// Exit codes: 0 stopped in good order, 1 could not go on, 2 usage or a configuration that cannot be used, 3 could not
-/// start.
 #[derive(Debug, Parser)]
-#[command(name = "quorated", version)]
+#[command(name = "quorated", version, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -270,6 +271,9 @@ fn run_dev(dev: Dev) -> Result<(), Failure> {
             // It was asked for, whether or not somebody reads this.
             drop(writeln!(out, "{cancelled}"));
             return Ok(());
+        }
+        Err(error @ DevError::Layout(LayoutError::Options(_))) => {
+            return Err(Failure::Usage(error.to_string()));
         }
         Err(error) => return Err(Failure::Start(error.to_string())),
     };

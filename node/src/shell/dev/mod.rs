@@ -62,6 +62,20 @@ pub enum DevError {
         /// Why.
         error: Box<StartError>,
     },
+    /// A port is taken, or not to be had.
+    #[error("node {node}: cannot listen on {address} ({what}): {error}; choose other ports with {option}")]
+    Port {
+        /// The node.
+        node: u32,
+        /// The address.
+        address: SocketAddr,
+        /// For what.
+        what: &'static str,
+        /// What the ports are counted from.
+        option: &'static str,
+        /// Why.
+        error: io::Error,
+    },
     /// A process cannot be started.
     #[error("node {node}: cannot start a process: {error}")]
     Spawn {
@@ -115,14 +129,16 @@ impl DevCluster {
         mode: &Mode,
         is_cancelled: impl Fn() -> bool,
     ) -> Result<DevCluster, DevError> {
-        options.prepare()?;
+        // Before the directory is made: one that is left behind holds a cluster with these options.
+        options.inspect()?;
         check_ports(&options)?;
+        let is_new = options.prepare()?;
         remove_pid_files(&options);
         let mut cluster = match mode {
             Mode::Threads => {
                 let mut cluster = DevCluster { options, nodes: Nodes::Threads(Vec::new()) };
                 if let Err(error) = cluster.start_threads() {
-                    cluster.stop();
+                    cluster.give_up(is_new);
                     return Err(error);
                 }
                 cluster
@@ -130,7 +146,7 @@ impl DevCluster {
             Mode::Processes { program } => {
                 let mut cluster = DevCluster { options, nodes: Nodes::Processes(Vec::new()) };
                 if let Err(error) = cluster.start_processes(program) {
-                    cluster.stop();
+                    cluster.give_up(is_new);
                     return Err(error);
                 }
                 cluster
@@ -142,6 +158,16 @@ impl DevCluster {
                 cluster.stop();
                 Err(error)
             }
+        }
+    }
+
+    /// Stops those nodes that were started, and leaves no directory that was not there.
+    fn give_up(self, is_new: bool) {
+        let options = self.options.clone();
+        self.stop();
+        if is_new {
+            // What stood in the way of the start says more.
+            drop(options.remove());
         }
     }
 
@@ -318,14 +344,11 @@ fn check_ports(options: &DevOptions) -> Result<(), DevError> {
     for node in 1..=options.nodes {
         let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let (quic, http) = (at(options.port(node)), at(options.http_port(node)));
-        let taken = |address: SocketAddr, what: &'static str| {
-            move |error| DevError::Start {
-                node,
-                error: Box::new(StartError::Listen { address, what, error }),
-            }
+        let taken = |address: SocketAddr, what: &'static str, option: &'static str| {
+            move |error| DevError::Port { node, address, what, option, error }
         };
-        UdpSocket::bind(quic).map_err(taken(quic, "QUIC"))?;
-        TcpListener::bind(http).map_err(taken(http, "HTTP"))?;
+        UdpSocket::bind(quic).map_err(taken(quic, "QUIC", "--base-port"))?;
+        TcpListener::bind(http).map_err(taken(http, "HTTP", "--http-base-port"))?;
     }
     Ok(())
 }
