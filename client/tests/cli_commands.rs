@@ -71,6 +71,9 @@ async fn siblings_are_shown_each_on_a_line_and_resolved_with_the_context() {
     let context = found.stderr.lines().find_map(|line| line.strip_prefix("context ")).unwrap();
     let json = quorate(&cluster, &["get", "cart", "--json"]).await.expect(0).json();
     assert_eq!(json["context"], json!(context));
+    let raw = quorate(&cluster, &["get", "cart", "--raw"]).await;
+    let raw = raw.expect_error(3, "the key has 2 concurrent values, and --raw prints a single one");
+    assert_eq!(raw.stdout, "");
     quorate(&cluster, &["put", "cart", "both", "--context", context]).await.expect(0);
     assert_eq!(quorate(&cluster, &["get", "cart"]).await.expect(0).stdout, "both\n");
 }
@@ -116,6 +119,15 @@ async fn a_cluster_that_cannot_be_reached_exits_with_5_in_time() {
     let begun = Instant::now();
     with_input(command, b"").await.expect_error(5, &format!("{address}: no answer"));
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // Found by itself, it may be of a cluster that does not run.
+    for file in std::fs::read_dir(cluster.folder.path()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    std::fs::copy(&config, folder.path().join("client.toml")).unwrap();
+    let mut command = bare(&["get", "k", "--timeout", "400ms"]);
+    command.current_dir(folder.path());
+    with_input(command, b"").await.expect_error(5, "does the cluster run? `quorated dev` starts one");
     drop(hole);
 }
 
@@ -181,7 +193,9 @@ async fn keyspaces_are_created_once_listed_and_shown() {
         list["keyspaces"].as_array().unwrap().iter().map(|keyspace| &keyspace["name"]).collect();
     assert_eq!(names, ["default", "lww", "carts"]);
     assert_eq!(quorate(&cluster, &["keyspace", "show", "carts", "--json"]).await.expect(0).json(), expected);
-    quorate(&cluster, &["keyspace", "show", "nope"]).await.expect(1);
+    quorate(&cluster, &["keyspace", "show", "nope"]).await.expect_error(1, "no keyspace is called `nope`");
+    let nope = quorate(&cluster, &["keyspace", "show", "nope", "--json"]).await.expect(1);
+    assert_eq!((nope.json(), nope.stderr.as_str()), (Value::Null, ""));
     quorate(&cluster, &["--keyspace", "carts", "put", "k", "v"]).await.expect(0);
     quorate(&cluster, &["get", "k"]).await.expect(1);
 }
@@ -294,6 +308,19 @@ async fn certificates_are_made_without_a_cluster_and_work() {
     };
     assert_eq!(load("ops").unwrap().role(), client::Role::Client(Access::Admin));
     assert_eq!(load("node-1").unwrap().role(), client::Role::Node);
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_named() {
+    let cluster = FakeCluster::start(1).await;
+    let key = "k".repeat(4097);
+    let large = quorate(&cluster, &["put", &key, "v"]).await;
+    large.expect_error(3, "the key is too large: 4097 bytes, the limit is 4096");
+    let large = with_input(command(&cluster, &["put", "k", "-"]), &[b'v'; (4 << 20) + 9]).await;
+    large.expect_error(3, "the value on stdin is too large: the limit is 4194304 bytes");
+    cluster.script(|asked| refuse(asked, Refusal::TooLarge { size_bytes: 9 << 20, limit_bytes: 8 << 20 }));
+    let large = quorate(&cluster, &["put", "k", "v"]).await;
+    large.expect_error(3, "the object, with all of its values, is too large: 9437184 bytes");
 }
 
 #[tokio::test]

@@ -110,9 +110,22 @@ async fn a_bad_line_stops_the_import_after_what_stands_before_it() {
     assert_eq!(ran.json()["written"], json!(6));
     let skipping = import(&cluster, &path, &["--skip-bad"]).await.expect(0).json();
     assert_eq!((&skipping["written"], &skipping["bad"]), (&json!(3), &json!(1)));
+    assert!(!ran.stderr.contains("at line"), "{ran:?}");
     let no_key = file(&cluster, "nokey.ndjson", "{\"sku\":\"a\"}\n{\"id\":1}\n");
     let ran = import(&cluster, &no_key, &[]).await.expect(3);
     assert!(ran.stderr.contains("line 2: it has no field `sku`"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn bad_lines_that_are_skipped_are_named_and_of_many_the_first() {
+    let cluster = FakeCluster::start(1).await;
+    let path = file(&cluster, "bad.ndjson", &format!("{}{}", products(2), "{\n".repeat(25)));
+    let ran = import(&cluster, &path, &["--skip-bad"]).await.expect(0);
+    assert_eq!(ran.json()["bad"], json!(25));
+    let named = ran.stderr.lines().filter(|line| line.ends_with("; skipped"));
+    assert_eq!(named.count(), 20, "{ran:?}");
+    assert!(ran.stderr.contains("line 3: not a JSON object: ") && !ran.stderr.contains("at line"), "{ran:?}");
+    assert!(ran.stderr.ends_with("and 5 more bad lines\n"), "{ran:?}");
 }
 
 #[tokio::test]
@@ -188,6 +201,7 @@ async fn an_import_reads_stdin_and_needs_its_keyspace() {
     let ran = import(&cluster, &path, &["--keyspace", "nope"]).await.expect(3);
     assert!(ran.stderr.contains("no such keyspace: `nope`"), "{ran:?}");
     import(&cluster, Path::new("/no/such/file"), &[]).await.expect_error(3, "/no/such/file");
+    import(&cluster, cluster.folder.path(), &[]).await.expect_error(3, "is a directory");
 }
 
 #[tokio::test]
