@@ -80,7 +80,7 @@ pub(crate) async fn put(
     if let Some(n) = put.write.n {
         builder = builder.n(n);
     }
-    if let Some(context) = put.write.context {
+    if let Some(context) = put.context {
         builder = builder.context(context);
     }
     if let Some(durability) = put.durability {
@@ -110,7 +110,7 @@ pub(crate) async fn delete(
     if let Some(n) = delete.write.n {
         builder = builder.n(n);
     }
-    if let Some(context) = delete.write.context {
+    if let Some(context) = delete.context {
         builder = builder.context(context);
     }
     let written = interrupt.may_doubt(send(builder.send(), &session)).await?;
