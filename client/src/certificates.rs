@@ -74,8 +74,17 @@ pub enum CertificateError {
         path: PathBuf,
     },
     /// The name of a bearer, or of its files, is empty, too long, or has characters that it may not have.
-    #[error("`{0}` is no name: 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`, `@` and spaces")]
+    #[error(
+        "`{0}` is no name: 1 to {NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`, `@` and spaces, with neither `.` nor a \
+         space at the beginning and no space at the end"
+    )]
     BadName(String),
+    /// The files of that name are the authority's own.
+    #[error(
+        "`{0}` is no name for a node or a client: {AUTHORITY_STEM}.pem and {AUTHORITY_STEM}-key.pem are the \
+         authority's own"
+    )]
+    AuthoritysName(String),
     /// Neither the name of a host nor an address.
     #[error("`{0}` is neither the name of a host nor an IP address")]
     BadHost(String),
@@ -137,12 +146,26 @@ pub struct Files {
 }
 
 impl Files {
-    /// The files of the given stem in a directory: `stem.pem` and `stem-key.pem`.
+    /// The files of a node or a client in a directory: `stem.pem` and `stem-key.pem`.
     fn of(dir: &Path, stem: &str) -> Result<Files, CertificateError> {
         if !name_is_valid(stem) {
             return Err(CertificateError::BadName(stem.to_owned()));
         }
-        Ok(Files { certificate: dir.join(format!("{stem}.pem")), key: dir.join(format!("{stem}-key.pem")) })
+        // Some file systems take `CA.pem` for `ca.pem`.
+        let lower = stem.to_ascii_lowercase();
+        if lower.strip_suffix("-key").unwrap_or(&lower) == AUTHORITY_STEM {
+            return Err(CertificateError::AuthoritysName(stem.to_owned()));
+        }
+        Ok(Files::at(dir, stem))
+    }
+
+    /// The files of the authority in a directory.
+    fn of_authority(dir: &Path) -> Files {
+        Files::at(dir, AUTHORITY_STEM)
+    }
+
+    fn at(dir: &Path, stem: &str) -> Files {
+        Files { certificate: dir.join(format!("{stem}.pem")), key: dir.join(format!("{stem}-key.pem")) }
     }
 }
 
@@ -170,7 +193,7 @@ impl Authority {
         let issued =
             Issued { certificate_pem: params.self_signed(&key)?.pem(), key_pem: key.serialize_pem() };
         fs::create_dir_all(dir).map_err(|cause| CertificateError::File { path: dir.to_path_buf(), cause })?;
-        issued.write(dir, AUTHORITY_STEM)?;
+        issued.write_files(Files::of_authority(dir))?;
         Authority::open(dir)
     }
 
@@ -181,7 +204,7 @@ impl Authority {
     /// [`CertificateError::File`], and [`CertificateError::NotAnAuthority`] if the files are not what
     /// [`Authority::create`] wrote, or do not belong together.
     pub fn open(dir: &Path) -> Result<Authority, CertificateError> {
-        let files = Files::of(dir, AUTHORITY_STEM)?;
+        let files = Files::of_authority(dir);
         let certificate_pem = read(&files.certificate)?;
         let key_pem = read(&files.key)?;
         Authority::from_pem(certificate_pem, &key_pem)
@@ -254,9 +277,13 @@ impl Issued {
     ///
     /// # Errors
     ///
-    /// [`CertificateError::Exists`] if either is there, and then neither is written; [`CertificateError::File`].
+    /// [`CertificateError::Exists`] if either is there, and then neither is written; [`CertificateError::BadName`] and
+    /// [`CertificateError::AuthoritysName`] if the stem may not be; [`CertificateError::File`].
     pub fn write(&self, dir: &Path, stem: &str) -> Result<Files, CertificateError> {
-        let files = Files::of(dir, stem)?;
+        self.write_files(Files::of(dir, stem)?)
+    }
+
+    fn write_files(&self, files: Files) -> Result<Files, CertificateError> {
         for path in [&files.key, &files.certificate] {
             if path.symlink_metadata().is_ok() {
                 return Err(CertificateError::Exists { path: path.clone() });
@@ -275,6 +302,7 @@ impl Issued {
     ///
     /// # Errors
     ///
+    /// [`CertificateError::BadName`] and [`CertificateError::AuthoritysName`] if the stem may not be;
     /// [`CertificateError::File`].
     pub fn replace(&self, dir: &Path, stem: &str) -> Result<Files, CertificateError> {
         let files = Files::of(dir, stem)?;
@@ -336,7 +364,7 @@ fn alternative_names(request: &Request) -> Result<Vec<SanType>, CertificateError
 fn name_is_valid(name: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@ ".contains(&byte);
     let is_length = (1..=NAME_BYTES_MAX).contains(&name.len());
-    is_length && !name.starts_with('.') && name.bytes().all(is_allowed)
+    is_length && !name.starts_with(['.', ' ']) && !name.ends_with(' ') && name.bytes().all(is_allowed)
 }
 
 const KEY_MODE: u32 = 0o600;

@@ -6,7 +6,7 @@
 use ring::Epoch;
 use thiserror::Error;
 
-use crate::{Access, LevelError};
+use crate::{Access, KEY_BYTES_MAX, LevelError, VALUE_BYTES_MAX};
 
 /// Why a put or a delete was not acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -94,7 +94,7 @@ pub enum Refusal {
     #[error("the key is empty")]
     EmptyKey,
     /// The key, the value or the object is too large.
-    #[error("too large: {size_bytes} bytes, the limit is {limit_bytes}")]
+    #[error("{} too large: {size_bytes} bytes, the limit is {limit_bytes}", what_is(*limit_bytes))]
     TooLarge {
         /// Its size.
         size_bytes: usize,
@@ -138,6 +138,16 @@ pub enum Refusal {
     /// The request was malformed.
     #[error("malformed request")]
     Malformed,
+}
+
+/// What is too large, which follows from its limit.
+fn what_is(limit_bytes: usize) -> &'static str {
+    match limit_bytes {
+        KEY_BYTES_MAX => "the key is",
+        VALUE_BYTES_MAX => "the value is",
+        // Beside other values.
+        _ => "the object, with all of its values, is",
+    }
 }
 
 /// Which limit was reached.

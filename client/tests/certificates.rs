@@ -123,7 +123,8 @@ fn an_authority_without_its_own_key_is_none() {
     assert!(matches!(mixed, CertificateError::NotAnAuthority { .. }), "{mixed}");
     // A certificate that it issued is no authority either.
     let issued = issue(&Authority::open(&other.0).unwrap(), WRITER);
-    issued.replace(&other.0, "ca").unwrap();
+    other.write("ca.pem", &issued.certificate_pem);
+    other.write("ca-key.pem", &issued.key_pem);
     let leaf = Authority::open(&other.0).unwrap_err();
     assert!(matches!(leaf, CertificateError::NotAnAuthority { .. }), "{leaf}");
     let missing = Authority::open(&dir.path("nowhere")).unwrap_err().to_string();
@@ -183,12 +184,20 @@ fn requests_that_make_no_good_certificate_are_refused() {
     let now = SystemTime::now();
     let authority = Authority::create_at(&dir.0, now).unwrap();
     let issue = |request: &Request| authority.issue_at(request, now);
-    for name in ["", "a\nb", "a/b", "ä", &"x".repeat(65), "..", ".hidden"] {
+    for name in ["", "a\nb", "a/b", "ä", &"x".repeat(65), "..", ".hidden", " x", "x "] {
         let refused = issue(&Request { name: name.to_owned(), ..request(WRITER) });
         assert!(matches!(refused, Err(CertificateError::BadName(_))), "{name:?}");
         let refused = Issued { certificate_pem: String::new(), key_pem: String::new() }.write(&dir.0, name);
         assert!(matches!(refused, Err(CertificateError::BadName(_))), "{name:?} as a file");
     }
+    let before = (fs::read(dir.path("ca.pem")).unwrap(), fs::read(dir.path("ca-key.pem")).unwrap());
+    for name in ["ca", "Ca", "ca-key", "CA-KEY"] {
+        let issued = issue(&request(WRITER)).unwrap();
+        for refused in [issued.write(&dir.0, name), issued.replace(&dir.0, name)] {
+            assert!(matches!(refused, Err(CertificateError::AuthoritysName(_))), "{name:?}");
+        }
+    }
+    assert_eq!((fs::read(dir.path("ca.pem")).unwrap(), fs::read(dir.path("ca-key.pem")).unwrap()), before);
     for host in ["", "a b", "*.quorate", "10.0.0.7:80", "http://a", "-a", "1.2.3.4.5.", "[::1]"] {
         let refused = issue(&Request { hosts: vec![host.to_owned()], ..request(Role::Node) });
         assert!(matches!(refused, Err(CertificateError::BadHost(_))), "{host:?}: {refused:?}");

@@ -71,6 +71,9 @@ async fn siblings_are_shown_each_on_a_line_and_resolved_with_the_context() {
     let context = found.stderr.lines().find_map(|line| line.strip_prefix("context ")).unwrap();
     let json = quorate(&cluster, &["get", "cart", "--json"]).await.expect(0).json();
     assert_eq!(json["context"], json!(context));
+    let raw = quorate(&cluster, &["get", "cart", "--raw"]).await;
+    let raw = raw.expect_error(3, "the key has 2 concurrent values, and --raw prints a single one");
+    assert_eq!(raw.stdout, "");
     quorate(&cluster, &["put", "cart", "both", "--context", context]).await.expect(0);
     assert_eq!(quorate(&cluster, &["get", "cart"]).await.expect(0).stdout, "both\n");
 }
@@ -116,6 +119,15 @@ async fn a_cluster_that_cannot_be_reached_exits_with_5_in_time() {
     let begun = Instant::now();
     with_input(command, b"").await.expect_error(5, &format!("{address}: no answer"));
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // Found by itself, it may be of a cluster that does not run.
+    for file in std::fs::read_dir(cluster.folder.path()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    std::fs::copy(&config, folder.path().join("client.toml")).unwrap();
+    let mut command = bare(&["get", "k", "--timeout", "400ms"]);
+    command.current_dir(folder.path());
+    with_input(command, b"").await.expect_error(5, "does the cluster run? `quorated dev` starts one");
     drop(hole);
 }
 
@@ -132,6 +144,13 @@ async fn wrong_usage_and_unusable_configurations_exit_with_2() {
     run(&["get", "k", "--r", "most"]).await.expect(2);
     run(&["get", "k", "--timeout", "2"]).await.expect(2);
     run(&["put", "k", "v", "--context", "not a context"]).await.expect(2);
+    run(&["put", "k", "v", "--w", "0"]).await.expect(2);
+    run(&["put", "k", "v", "--n", "0"]).await.expect(2);
+    run(&["delete", "k", "--w", "0"]).await.expect(2);
+    run(&["get", "k", "--r", "any"]).await.expect(2);
+    run(&["explain", "k", "--n", "0"]).await.expect(2);
+    run(&["export", "--r", "any"]).await.expect(2);
+    run(&["import", "-", "--key-field", "id", "--w", "0"]).await.expect(2);
     run(&["get", "k"]).await.expect_error(2, "no configuration");
     run(&["get", "k", "--config", "nope.toml"]).await.expect_error(2, "nope.toml");
     std::fs::write(folder.path().join("client.toml"), "seeds = ['x']\ncolor = 1\n").unwrap();
@@ -181,7 +200,9 @@ async fn keyspaces_are_created_once_listed_and_shown() {
         list["keyspaces"].as_array().unwrap().iter().map(|keyspace| &keyspace["name"]).collect();
     assert_eq!(names, ["default", "lww", "carts"]);
     assert_eq!(quorate(&cluster, &["keyspace", "show", "carts", "--json"]).await.expect(0).json(), expected);
-    quorate(&cluster, &["keyspace", "show", "nope"]).await.expect(1);
+    quorate(&cluster, &["keyspace", "show", "nope"]).await.expect_error(1, "no keyspace is called `nope`");
+    let nope = quorate(&cluster, &["keyspace", "show", "nope", "--json"]).await.expect(1);
+    assert_eq!((nope.json(), nope.stderr.as_str()), (Value::Null, ""));
     quorate(&cluster, &["--keyspace", "carts", "put", "k", "v"]).await.expect(0);
     quorate(&cluster, &["get", "k"]).await.expect(1);
 }
@@ -271,6 +292,20 @@ async fn certificates_are_made_without_a_cluster_and_work() {
     run(&[&client[..], &["--replace"]].concat()).await.expect(0);
     run(&["cert", "client", "x", "--role", "king", "--dir", "certs"]).await.expect(2);
     let file = |name: &str| folder.path().join("certs").join(name);
+    let authority = || (std::fs::read(file("ca.pem")).unwrap(), std::fs::read(file("ca-key.pem")).unwrap());
+    let before = authority();
+    for name in ["ca", "CA", "ca-key", " x", "x ", ""] {
+        for replace in [&[][..], &["--replace"]] {
+            let node = ["cert", "node", name, "--dir", "certs"];
+            run(&[&node, replace].concat()).await.expect_error(2, "is no name");
+            let client = ["cert", "client", name, "--role", "read", "--dir", "certs"];
+            run(&[&client, replace].concat()).await.expect_error(2, "is no name");
+        }
+    }
+    run(&["cert", "node", "x", "--days", "0", "--dir", "certs"]).await.expect(2);
+    run(&["cert", "node", "x", "--host", "a b", "--dir", "certs"]).await.expect_error(2, "`a b`");
+    assert_eq!(authority(), before);
+    assert!(!file("x.pem").exists());
     let load = |name: &str| {
         client::tls::Material::load(
             &file("ca.pem"),
@@ -280,6 +315,19 @@ async fn certificates_are_made_without_a_cluster_and_work() {
     };
     assert_eq!(load("ops").unwrap().role(), client::Role::Client(Access::Admin));
     assert_eq!(load("node-1").unwrap().role(), client::Role::Node);
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_named() {
+    let cluster = FakeCluster::start(1).await;
+    let key = "k".repeat(4097);
+    let large = quorate(&cluster, &["put", &key, "v"]).await;
+    large.expect_error(3, "the key is too large: 4097 bytes, the limit is 4096");
+    let large = with_input(command(&cluster, &["put", "k", "-"]), &[b'v'; (4 << 20) + 9]).await;
+    large.expect_error(3, "the value on stdin is too large: the limit is 4194304 bytes");
+    cluster.script(|asked| refuse(asked, Refusal::TooLarge { size_bytes: 9 << 20, limit_bytes: 8 << 20 }));
+    let large = quorate(&cluster, &["put", "k", "v"]).await;
+    large.expect_error(3, "the object, with all of its values, is too large: 9437184 bytes");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod fake;
 
 use std::{
     fmt::Write as _,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -109,9 +110,22 @@ async fn a_bad_line_stops_the_import_after_what_stands_before_it() {
     assert_eq!(ran.json()["written"], json!(6));
     let skipping = import(&cluster, &path, &["--skip-bad"]).await.expect(0).json();
     assert_eq!((&skipping["written"], &skipping["bad"]), (&json!(3), &json!(1)));
+    assert!(!ran.stderr.contains("at line"), "{ran:?}");
     let no_key = file(&cluster, "nokey.ndjson", "{\"sku\":\"a\"}\n{\"id\":1}\n");
     let ran = import(&cluster, &no_key, &[]).await.expect(3);
     assert!(ran.stderr.contains("line 2: it has no field `sku`"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn bad_lines_that_are_skipped_are_named_and_of_many_the_first() {
+    let cluster = FakeCluster::start(1).await;
+    let path = file(&cluster, "bad.ndjson", &format!("{}{}", products(2), "{\n".repeat(25)));
+    let ran = import(&cluster, &path, &["--skip-bad"]).await.expect(0);
+    assert_eq!(ran.json()["bad"], json!(25));
+    let named = ran.stderr.lines().filter(|line| line.ends_with("; skipped"));
+    assert_eq!(named.count(), 20, "{ran:?}");
+    assert!(ran.stderr.contains("line 3: not a JSON object: ") && !ran.stderr.contains("at line"), "{ran:?}");
+    assert!(ran.stderr.ends_with("and 5 more bad lines\n"), "{ran:?}");
 }
 
 #[tokio::test]
@@ -187,6 +201,7 @@ async fn an_import_reads_stdin_and_needs_its_keyspace() {
     let ran = import(&cluster, &path, &["--keyspace", "nope"]).await.expect(3);
     assert!(ran.stderr.contains("no such keyspace: `nope`"), "{ran:?}");
     import(&cluster, Path::new("/no/such/file"), &[]).await.expect_error(3, "/no/such/file");
+    import(&cluster, cluster.folder.path(), &[]).await.expect_error(3, "is a directory");
 }
 
 #[tokio::test]
@@ -259,5 +274,72 @@ async fn an_export_that_fails_leaves_no_file_that_looks_whole() {
     let out = cluster.folder.path().join("out");
     let arguments = ["export", "--output", out.to_str().unwrap(), "--timeout", "300ms"];
     quorate(&cluster, &arguments).await.expect(3);
-    assert!(!out.exists() && !out.with_extension("partial").exists());
+    assert!(!out.exists());
+    assert_eq!(partials(&cluster), Vec::<String>::new());
+}
+
+/// The names of unfinished files in the cluster's folder.
+fn partials(cluster: &FakeCluster) -> Vec<String> {
+    let names = std::fs::read_dir(cluster.folder.path()).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".partial")).collect()
+}
+
+#[tokio::test]
+async fn an_export_through_a_link_writes_the_file_behind_it_and_leaves_other_files_alone() {
+    let cluster = FakeCluster::start(1).await;
+    let path = file(&cluster, "products.ndjson", &products(20));
+    import(&cluster, &path, &[]).await.expect(0);
+    let target = file(&cluster, "target", "old");
+    let own = file(&cluster, "target.partial", "the user's own");
+    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let link = cluster.folder.path().join("link");
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    assert_eq!(export(&cluster, "link", &[]).await.lines().count(), 20);
+    assert!(link.symlink_metadata().unwrap().is_symlink());
+    let metadata = target.symlink_metadata().unwrap();
+    assert!(metadata.is_file() && metadata.permissions().mode() & 0o777 == 0o600, "{metadata:?}");
+    assert_eq!(std::fs::read_to_string(&own).unwrap(), "the user's own");
+    assert_eq!(partials(&cluster), ["target.partial"]);
+    std::fs::remove_file(&target).unwrap();
+    let arguments = ["export", "--output", link.to_str().unwrap()];
+    quorate(&cluster, &arguments).await.expect_error(3, "a link to what is not there");
+    assert!(link.symlink_metadata().unwrap().is_symlink());
+}
+
+#[tokio::test]
+async fn an_export_to_a_pipe_is_written_into_it() {
+    let cluster = FakeCluster::start(1).await;
+    let path = file(&cluster, "products.ndjson", &products(20));
+    import(&cluster, &path, &[]).await.expect(0);
+    let pipe = cluster.folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // A link to it is followed as well.
+    let link = cluster.folder.path().join("link");
+    std::os::unix::fs::symlink(&pipe, &link).unwrap();
+    for name in ["pipe", "link"] {
+        let read_from = pipe.clone();
+        let reading = tokio::task::spawn_blocking(move || std::fs::read_to_string(read_from).unwrap());
+        let output = cluster.folder.path().join(name);
+        quorate(&cluster, &["export", "--output", output.to_str().unwrap()]).await.expect(0);
+        assert_eq!(reading.await.unwrap().lines().count(), 20);
+        assert!(pipe.symlink_metadata().unwrap().file_type().is_fifo());
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+    }
+    assert_eq!(partials(&cluster), Vec::<String>::new());
+    let stdout = quorate(&cluster, &["export", "--output", "/dev/fd/1"]).await.expect(0).stdout;
+    assert_eq!(stdout.lines().count(), 20);
+    let folder = cluster.folder.path().to_str().unwrap();
+    quorate(&cluster, &["export", "--output", folder]).await.expect_error(3, folder);
+}
+
+#[tokio::test]
+async fn an_export_that_waits_for_the_reader_of_a_pipe_can_be_interrupted() {
+    let cluster = FakeCluster::start(1).await;
+    let pipe = cluster.folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let child = command(&cluster, &["export", "--output", pipe.to_str().unwrap()]).spawn().unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    interrupt(&child);
+    finish(child).await.expect_error(130, "interrupted");
 }

@@ -358,3 +358,66 @@ fn what_stands_in_the_way_of_a_start_is_said_in_a_sentence() {
     let (code, _) = quorated(&["check-config", "--config", config.to_str().unwrap()]);
     assert_eq!(code, Some(0));
 }
+
+/// What is replaced in a file, and by what.
+type Replaced<'a> = &'a [(&'a str, &'a str)];
+
+#[test]
+fn a_configuration_is_good_only_if_a_node_can_start_with_it() {
+    let running = Running::threads(2);
+    let config = running.options.node_config(1);
+    let folder = running.options.node_directory(1);
+    let good = std::fs::read_to_string(&config).unwrap();
+    // The file with this replaced, and what is said of it by both commands.
+    let faults = |replaced: Replaced| {
+        let text = replaced.iter().fold(good.clone(), |text, (from, to)| {
+            assert!(text.contains(from), "{from}");
+            text.replace(from, to)
+        });
+        let changed = folder.join("changed.toml");
+        std::fs::write(&changed, text).unwrap();
+        let said = ["check-config", "run"].map(|command| {
+            let mut quorated = std::process::Command::new(env!("CARGO_BIN_EXE_quorated"));
+            let output = quorated.args([command, "--config"]).arg(&changed).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{output:?}");
+            String::from_utf8(output.stderr).unwrap()
+        });
+        assert_eq!(said[0], said[1]);
+        said[0].clone()
+    };
+    std::fs::write(folder.join("file"), "").unwrap();
+    let other = client::certificates::Authority::create(&folder.join("other")).unwrap();
+    assert!(!other.certificate_pem().is_empty());
+    let cases: [(Replaced, &[&str]); 6] = [
+        (
+            &[
+                ("../ca.pem", "no-ca.pem"),
+                ("\"node.pem\"", "\"no.pem\""),
+                ("node-key.pem", "no-key.pem"),
+                ("data = \"data\"", "data = \"file\""),
+                ("pid_file = \"pid\"", "pid_file = \"nowhere/pid\""),
+            ],
+            &["node.ca: ", "node.certificate: ", "node.key: ", "node.data: ", "node.pid_file: ", "5 faults"],
+        ),
+        (
+            &[("../ca.pem", "other/ca.pem")],
+            &["node.certificate: ", "not good under the authority", "1 fault"],
+        ),
+        (
+            &[("\"node.pem\"", "\"../client.pem\""), ("node-key.pem", "../client-key.pem")],
+            &["node.certificate: ", "a node needs quorate:node", "1 fault"],
+        ),
+        (&[("node-key.pem", "../client-key.pem")], &["node.key: ", "not the private key of", "1 fault"]),
+        (
+            &[("[node]\nid = 1", "[node]\nid = 7")],
+            &["node.id: 7: must be one of the founders (1, 2)", "1 fault"],
+        ),
+        (&[("node-key.pem", "file")], &["node.key: ", "no private key", "1 fault"]),
+    ];
+    for (replaced, expected) in cases {
+        let said = faults(replaced);
+        for expected in expected {
+            assert!(said.contains(expected), "{expected} is not in:\n{said}");
+        }
+    }
+}

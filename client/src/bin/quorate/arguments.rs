@@ -3,17 +3,18 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use client::{Access, Context, Level, ReadRepair};
+use client::{Access, Context, Level, LevelError, ReadRepair};
 use ring::{ConflictPolicy, Durability, NodeId};
 
 // The help is broken into lines here: to know a terminal's width takes a dependency.
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 not found, 2 wrong usage or an unusable configuration,
+3 definitely failed, 4 in doubt (it may have happened, or may yet),
+5 the cluster cannot be reached, 130 interrupted.";
+
 /// Talk to a Quorate cluster.
-///
-/// Exit codes: 0 done, 1 not found, 2 wrong usage or an unusable configuration,
-/// 3 definitely failed, 4 in doubt (it may have happened, or may yet),
-/// 5 the cluster cannot be reached, 130 interrupted.
 #[derive(Debug, Parser)]
-#[command(name = "quorate", version, verbatim_doc_comment)]
+#[command(name = "quorate", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -34,8 +35,10 @@ pub(crate) struct Global {
     /// Print one JSON document.
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// How long each request may take, such as 500ms, 2s or 1m.
-    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration)]
+    /// How long each request may take, such as 500ms, 2s or 1m [default: 2s; 10s for
+    /// import, export and changes of the cluster; 1s for each node that status and
+    /// explain ask]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration, verbatim_doc_comment)]
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -50,7 +53,7 @@ pub(crate) enum Command {
     /// Create, list and show keyspaces.
     #[command(subcommand)]
     Keyspace(Keyspace),
-    /// Store each line of a file of JSON objects under the key that one of its fields names.
+    /// Store each line of a file of JSON objects under the key that one of its fields names
     ///
     /// The value is the line's text exactly as it is read, without the newline. A key
     /// that has that value already is skipped, and another value is replaced, so a
@@ -62,7 +65,7 @@ pub(crate) enum Command {
     /// --key-field says.
     #[command(verbatim_doc_comment)]
     Import(Import),
-    /// Write every record of a keyspace as a line that `quorate import` reads.
+    /// Write every record of a keyspace as a line that `quorate import` reads
     ///
     /// Each line is `{"$quorate":"record","key":K,...}` with the value as one of
     ///
@@ -92,13 +95,16 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct Put {
-    /// The key, as text.
+    /// The key, as text: 1 to 4096 bytes.
     pub(crate) key: String,
-    /// The value; `-` reads it from stdin, byte for byte.
+    /// The value, at most 4 MiB; `-` reads it from stdin, byte for byte.
     #[arg(allow_hyphen_values = true)]
     pub(crate) value: String,
     #[command(flatten)]
     pub(crate) write: Write,
+    /// The context that a get printed: exactly what it saw is replaced.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) context: Option<Context>,
     /// When a replica may acknowledge [default: as the keyspace says].
     #[arg(long, value_enum)]
     pub(crate) durability: Option<DurabilityName>,
@@ -111,15 +117,12 @@ pub(crate) struct Put {
 #[derive(Args, Debug)]
 pub(crate) struct Write {
     /// How many replicas must acknowledge: any, one, two, three, quorum, all,
-    /// local_one, local_quorum, each_quorum or a number [default: quorum].
-    #[arg(long, value_name = "LEVEL", verbatim_doc_comment)]
+    /// local_one, local_quorum, each_quorum or a number [default: quorum]
+    #[arg(long, value_name = "LEVEL", value_parser = parse_write_level, verbatim_doc_comment)]
     pub(crate) w: Option<Level>,
     /// Copies in each of the keyspace's datacenters [default: as the keyspace says].
-    #[arg(long, value_name = "COPIES")]
+    #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) n: Option<u8>,
-    /// The context that a get printed: exactly what it saw is replaced.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub(crate) context: Option<Context>,
 }
 
 #[derive(Args, Debug)]
@@ -127,11 +130,11 @@ pub(crate) struct Get {
     /// The key, as text.
     pub(crate) key: String,
     /// How many replicas must answer: one, two, three, quorum, all, local_one,
-    /// local_quorum, each_quorum or a number [default: quorum].
-    #[arg(long, value_name = "LEVEL", verbatim_doc_comment)]
+    /// local_quorum, each_quorum or a number [default: quorum]
+    #[arg(long, value_name = "LEVEL", value_parser = parse_read_level, verbatim_doc_comment)]
     pub(crate) r: Option<Level>,
     /// Copies in each of the keyspace's datacenters [default: as the keyspace says].
-    #[arg(long, value_name = "COPIES")]
+    #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) n: Option<u8>,
     /// What happens to stale replicas [default: blocking at a quorum, background below].
     #[arg(long, value_enum)]
@@ -147,6 +150,9 @@ pub(crate) struct Delete {
     pub(crate) key: String,
     #[command(flatten)]
     pub(crate) write: Write,
+    /// The context that a get printed: exactly what it saw is deleted.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) context: Option<Context>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -181,24 +187,26 @@ pub(crate) struct Import {
     /// The field that holds each object's key: a string, or a whole number.
     #[arg(long, value_name = "FIELD")]
     pub(crate) key_field: String,
-    /// How many replicas must acknowledge each write [default: quorum].
-    #[arg(long, value_name = "LEVEL")]
+    /// How many replicas must acknowledge each write: any, one, two, three, quorum, all,
+    /// local_one, local_quorum, each_quorum or a number [default: quorum]
+    #[arg(long, value_name = "LEVEL", value_parser = parse_write_level, verbatim_doc_comment)]
     pub(crate) w: Option<Level>,
     /// Records under way at once.
     #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) concurrency: u16,
-    /// Count lines that cannot be read and go on, instead of stopping at the first.
+    /// Go on after lines that cannot be read, and name them at the end, instead of stopping at the first.
     #[arg(long)]
     pub(crate) skip_bad: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Export {
-    /// The file; it appears when the export is complete [default: stdout].
+    /// The file; it appears when the export is complete, but a device or a pipe is written to as it is [default: stdout].
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// How many replicas must answer [default: quorum].
-    #[arg(long, value_name = "LEVEL")]
+    /// How many replicas must answer: one, two, three, quorum, all, local_one,
+    /// local_quorum, each_quorum or a number [default: quorum]
+    #[arg(long, value_name = "LEVEL", value_parser = parse_read_level, verbatim_doc_comment)]
     pub(crate) r: Option<Level>,
     /// Write values that were imported with this --key-field as they are.
     #[arg(long, value_name = "FIELD")]
@@ -220,7 +228,7 @@ pub(crate) struct Explain {
     /// The key, as text.
     pub(crate) key: String,
     /// Copies in each of the keyspace's datacenters [default: as the keyspace says].
-    #[arg(long, value_name = "COPIES")]
+    #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) n: Option<u8>,
 }
 
@@ -241,7 +249,7 @@ pub(crate) enum Cert {
     },
     /// Issue a node's certificate: NAME.pem and NAME-key.pem.
     Node {
-        /// Its name, for people and for its files.
+        /// Its name, for people and for its files; not `ca`, which is the authority's.
         name: String,
         /// A name or an address of it, for tools that check such names. Nodes and clients do not.
         #[arg(long, value_name = "HOST")]
@@ -251,7 +259,7 @@ pub(crate) enum Cert {
     },
     /// Issue a client's certificate: NAME.pem and NAME-key.pem.
     Client {
-        /// Its name, for people and for its files.
+        /// Its name, for people and for its files; not `ca`, which is the authority's.
         name: String,
         /// What it may do. Each role includes those before it.
         #[arg(long, value_enum)]
@@ -267,8 +275,12 @@ pub(crate) struct Issue {
     /// Where the authority's files are, and the new ones go.
     #[arg(long, default_value = ".")]
     pub(crate) dir: PathBuf,
-    /// How long it lives.
-    #[arg(long, default_value_t = client::certificates::DAYS_DEFAULT)]
+    /// How many days it lives.
+    #[arg(
+        long,
+        default_value_t = client::certificates::DAYS_DEFAULT,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     pub(crate) days: u32,
     /// Replace the files if they are there.
     #[arg(long)]
@@ -339,6 +351,23 @@ impl From<RoleName> for Access {
     }
 }
 
+/// A level that a write can have.
+fn parse_write_level(text: &str) -> Result<Level, String> {
+    match text.parse() {
+        Ok(Level::Count(0)) => Err(LevelError::Zero.to_string()),
+        Ok(level) => Ok(level),
+        Err(unknown) => Err(client::UnknownLevel::to_string(&unknown)),
+    }
+}
+
+/// A level that a read can have.
+fn parse_read_level(text: &str) -> Result<Level, String> {
+    match parse_write_level(text)? {
+        Level::Any => Err(LevelError::AnyOnRead.to_string()),
+        level => Ok(level),
+    }
+}
+
 /// A positive duration: a number and its unit.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || "not a duration such as 500ms, 2s, 1m, 3h or 7d".to_owned();
@@ -390,6 +419,21 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    /// Help that is broken into lines by hand is printed as it is: a full stop after a default would be seen.
+    #[test]
+    fn no_full_stop_ends_a_line_of_help() {
+        fn check(command: &mut clap::Command) {
+            let help = command.render_help().to_string();
+            let stray = help.lines().find(|line| line.ends_with("].") || line.ends_with("reads."));
+            assert_eq!(stray, None, "{}", command.get_name());
+            command.get_subcommands_mut().for_each(check);
+        }
+        let mut command = Arguments::command();
+        command.build();
+        check(&mut command);
+        assert!(command.render_help().to_string().contains("Exit codes: 0 done"));
+    }
+
     #[test]
     fn durations_have_units() {
         for (text, duration_ms) in
@@ -400,6 +444,16 @@ mod tests {
         for bad in ["", "2", "s", "2 s", "-1s", "1.5s", "2x", "0ms", "18446744073709551615d"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn levels_that_promise_nothing_are_refused() {
+        assert_eq!(parse_write_level("any"), Ok(Level::Any));
+        assert_eq!(parse_read_level("2"), Ok(Level::Count(2)));
+        for bad in ["0", "most", "256"] {
+            assert!(parse_write_level(bad).is_err() && parse_read_level(bad).is_err(), "{bad}");
+        }
+        assert!(parse_read_level("any").is_err());
     }
 
     #[test]

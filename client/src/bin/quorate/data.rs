@@ -80,7 +80,7 @@ pub(crate) async fn put(
     if let Some(n) = put.write.n {
         builder = builder.n(n);
     }
-    if let Some(context) = put.write.context {
+    if let Some(context) = put.context {
         builder = builder.context(context);
     }
     if let Some(durability) = put.durability {
@@ -110,7 +110,7 @@ pub(crate) async fn delete(
     if let Some(n) = delete.write.n {
         builder = builder.n(n);
     }
-    if let Some(context) = delete.write.context {
+    if let Some(context) = delete.context {
         builder = builder.context(context);
     }
     let written = interrupt.may_doubt(send(builder.send(), &session)).await?;
@@ -136,6 +136,9 @@ pub(crate) async fn get(get: Get, global: &Global, output: &Output) -> Result<Ex
     let found =
         builder.send().await.map_err(|failure| CommandError::read(failure, session.keyspace_name()))?;
     session.close().await;
+    if get.raw && found.values.len() > 1 {
+        return Err(CommandError::SeveralValues(found.values.len()));
+    }
     if output.is_json() {
         output.print(&document(&get.key, &found), |_| {})?;
     } else {
@@ -261,11 +264,12 @@ fn freshness(found: &Found) -> String {
     )
 }
 
-/// All of stdin, or as much as shows that it is too large.
+/// All of stdin, unless it is too large.
 async fn read_stdin() -> Result<Vec<u8>, CommandError> {
     let read = tokio::task::spawn_blocking(|| {
         let mut value = Vec::new();
         io::stdin().lock().take(VALUE_BYTES_MAX as u64 + 1).read_to_end(&mut value).map(|_| value)
     });
-    read.await.expect("reading does not panic").map_err(CommandError::Stdin)
+    let value = read.await.expect("reading does not panic").map_err(CommandError::Stdin)?;
+    if value.len() > VALUE_BYTES_MAX { Err(CommandError::LongStdin) } else { Ok(value) }
 }

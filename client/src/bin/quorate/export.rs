@@ -2,13 +2,14 @@
 //!
 //! Keys are listed partition by partition and read at the level, many at once; lines come in the order of the keys'
 //! tokens. A file appears under its name when the export is complete: one that was interrupted cannot be taken for a
-//! whole one.
+//! whole one. What is no file, such as a device or a pipe, is written to as it is, and never replaced.
 
 use std::{
     collections::VecDeque,
-    fs::{self, File},
-    io::{self, BufWriter, Write},
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, BufWriter, ErrorKind, Write},
     path::{Path, PathBuf},
+    process,
     time::Duration,
 };
 
@@ -30,6 +31,12 @@ use crate::{
 /// node is restarted.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Names of what a process has open already. Behind them may be a file that others write to as well, such as the one
+/// that a shell redirects to.
+const DESCRIPTORS: [&str; 4] = ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc/self/fd"];
+/// How many names are tried for an unfinished file: those before may be left of exports that were killed.
+const PARTIAL_NAMES: u32 = 1_000;
+
 /// What `export` prints if the records go to a file.
 #[derive(Serialize)]
 struct Summary<'a> {
@@ -42,7 +49,16 @@ struct Summary<'a> {
 /// Where the lines go.
 enum Sink {
     Stdout(BufWriter<io::Stdout>),
-    File { partial: Partial, path: PathBuf, file: BufWriter<File> },
+    /// Something that is no file, or not this program's alone.
+    Direct {
+        path: PathBuf,
+        file: BufWriter<File>,
+    },
+    File {
+        partial: Partial,
+        path: PathBuf,
+        file: BufWriter<File>,
+    },
 }
 
 /// A file that is removed unless it is completed.
@@ -66,7 +82,7 @@ pub(crate) async fn run(export: Export, global: &Global, output: &Output) -> Res
     let session = Session::open(global).await?;
     let keyspace = session.keyspace()?;
     let timeout = session.timeout_or(REQUEST_TIMEOUT);
-    let mut sink = Sink::open(export.output.as_deref())?;
+    let mut sink = Sink::open(export.output.as_deref()).await?;
     let mut counts = Counts::default();
     let mut progress =
         Progress::begin("exported", Some(u64::from(session.client.document().partitions.count())));
@@ -140,20 +156,43 @@ fn remark(counts: &Counts) -> String {
 }
 
 impl Sink {
-    fn open(path: Option<&Path>) -> Result<Sink, CommandError> {
+    async fn open(path: Option<&Path>) -> Result<Sink, CommandError> {
         let Some(path) = path else { return Ok(Sink::Stdout(BufWriter::new(io::stdout()))) };
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let file =
-            File::create(&partial).map_err(|error| CommandError::File { path: partial.clone(), error })?;
-        let partial = Partial { path: partial, is_complete: false };
-        Ok(Sink::File { partial, path: path.to_path_buf(), file: BufWriter::new(file) })
+        let failed = |error| CommandError::File { path: path.to_path_buf(), error };
+        match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_file() || names_descriptor(path) => {
+                let file = open_direct(path.to_path_buf()).await.map_err(failed)?;
+                Ok(Sink::Direct { path: path.to_path_buf(), file: BufWriter::new(file) })
+            }
+            // The file itself, wherever links to it are.
+            Ok(metadata) => {
+                let path = fs::canonicalize(path).map_err(failed)?;
+                Sink::open_file(path, Some(metadata.permissions()))
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),
+            Err(_) if fs::symlink_metadata(path).is_ok() => {
+                Err(failed(io::Error::new(ErrorKind::NotFound, "a link to what is not there")))
+            }
+            Err(_) => Sink::open_file(path.to_path_buf(), None),
+        }
+    }
+
+    /// A file that is to appear at `path`, or to replace the one that is there and has these permissions.
+    fn open_file(path: PathBuf, permissions: Option<Permissions>) -> Result<Sink, CommandError> {
+        let (partial, file) = Partial::create(&path)?;
+        if let Some(permissions) = permissions {
+            let set = file.set_permissions(permissions);
+            set.map_err(|error| CommandError::File { path: partial.path.clone(), error })?;
+        }
+        Ok(Sink::File { partial, path, file: BufWriter::new(file) })
     }
 
     fn write(&mut self, line: &[u8]) -> Result<(), CommandError> {
         match self {
             Sink::Stdout(stdout) => stdout.write_all(line).map_err(CommandError::Stdout),
+            Sink::Direct { path, file } => {
+                file.write_all(line).map_err(|error| CommandError::File { path: path.clone(), error })
+            }
             Sink::File { partial, file, .. } => {
                 file.write_all(line).map_err(|error| CommandError::File { path: partial.path.clone(), error })
             }
@@ -163,6 +202,9 @@ impl Sink {
     fn finish(self) -> Result<(), CommandError> {
         match self {
             Sink::Stdout(mut stdout) => stdout.flush().map_err(CommandError::Stdout),
+            Sink::Direct { path, mut file } => {
+                file.flush().map_err(|error| CommandError::File { path, error })
+            }
             Sink::File { mut partial, path, mut file } => {
                 let written = file.flush().and_then(|()| file.get_ref().sync_all());
                 written
@@ -175,10 +217,44 @@ impl Sink {
     }
 }
 
+/// Whether a path names an open descriptor of a process.
+fn names_descriptor(path: &Path) -> bool {
+    DESCRIPTORS.iter().any(|descriptor| path.starts_with(descriptor))
+}
+
+/// Opens what is there. A pipe opens when somebody reads it, which must not keep an interruption from being heard.
+async fn open_direct(path: PathBuf) -> io::Result<File> {
+    // Behind a descriptor may be a file with something in it already.
+    let opened = tokio::task::spawn_blocking(move || OpenOptions::new().append(true).open(path));
+    opened.await.expect("nothing aborts it, and it does not panic")
+}
+
+impl Partial {
+    /// A new file beside `path`: none that was there is touched.
+    fn create(path: &Path) -> Result<(Partial, File), CommandError> {
+        let mut number = 0;
+        loop {
+            let mut name = path.as_os_str().to_owned();
+            name.push(match number {
+                0 => format!(".{}.partial", process::id()),
+                number => format!(".{}-{number}.partial", process::id()),
+            });
+            let partial = PathBuf::from(name);
+            match OpenOptions::new().write(true).create_new(true).open(&partial) {
+                Ok(file) => return Ok((Partial { path: partial, is_complete: false }, file)),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && number < PARTIAL_NAMES => {
+                    number += 1;
+                }
+                Err(error) => return Err(CommandError::File { path: partial, error }),
+            }
+        }
+    }
+}
+
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.is_complete {
-            // If it cannot be removed it is overwritten by the next export.
+            // If it cannot be removed it is in nobody's way.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -3,8 +3,8 @@
 use std::{io, path::PathBuf, process::ExitCode};
 
 use client::{
-    BadKeyspaceName, ConfigError, ConnectError, ControlFailure, KeysFailure, ReadFailure, Refusal,
-    WriteFailure, certificates::CertificateError, wire::ControlError,
+    BadKeyspaceName, ConfigError, ConnectError, ControlFailure, DialError, KeysFailure, ReadFailure, Refusal,
+    Unreachable, VALUE_BYTES_MAX, WriteFailure, certificates::CertificateError, wire::ControlError,
 };
 use thiserror::Error;
 
@@ -40,16 +40,26 @@ pub(crate) enum CommandError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Connect(#[from] ConnectError),
+    #[error("{0}; does the cluster run? `quorated dev` starts one on this machine")]
+    NobodyThere(Unreachable),
     #[error("{0}")]
     KeyspaceName(#[from] BadKeyspaceName),
     #[error("no such keyspace: `{0}` (`quorate keyspace list` shows what there is)")]
     NoSuchKeyspace(String),
+    #[error("no keyspace is called `{0}` (`quorate keyspace list` shows what there is)")]
+    NoKeyspaceToShow(String),
     #[error("{failure}{}", advice_on_read(failure))]
     Read { failure: ReadFailure },
     #[error("{failure}{}", advice_on_write(failure))]
     Write { failure: WriteFailure },
     #[error("{failure}{}", advice_on_control(failure))]
     Control { failure: ControlFailure },
+    #[error("{0}; wait until the node is up with its new disk, and try again")]
+    NotReadmitted(ControlFailure),
+    #[error(
+        "the key has {0} concurrent values, and --raw prints a single one: get it without --raw, or with --json"
+    )]
+    SeveralValues(usize),
     #[error("{0}")]
     Keys(#[from] KeysFailure),
     #[error("{0}")]
@@ -58,6 +68,8 @@ pub(crate) enum CommandError {
     File { path: PathBuf, error: io::Error },
     #[error("stdin: {0}")]
     Stdin(io::Error),
+    #[error("the value on stdin is too large: the limit is {VALUE_BYTES_MAX} bytes")]
+    LongStdin,
     #[error("stdout: {0}")]
     Stdout(io::Error),
     #[error("line {line}: {error}; nothing after it was stored, and a second run goes on from here")]
@@ -83,8 +95,18 @@ impl CommandError {
             | CommandError::KeyspaceName(_)
             | CommandError::Connect(
                 ConnectError::Material(_) | ConnectError::NoSeeds | ConnectError::NoSuchDatacenter { .. },
+            )
+            | CommandError::Certificate(
+                CertificateError::BadName(_)
+                | CertificateError::AuthoritysName(_)
+                | CertificateError::BadHost(_)
+                | CertificateError::HostOfClient(_)
+                | CertificateError::NoDays,
             ) => Exit::Usage,
-            CommandError::Connect(ConnectError::Unreachable(_)) => Exit::Unreachable,
+            CommandError::Connect(ConnectError::Unreachable(_)) | CommandError::NobodyThere(_) => {
+                Exit::Unreachable
+            }
+            CommandError::NoKeyspaceToShow(_) => Exit::NotFound,
             CommandError::Read { failure } => match failure {
                 ReadFailure::Refused(_) | ReadFailure::TimedOut { .. } => Exit::Failed,
                 ReadFailure::Silent { .. } | ReadFailure::Unreachable(_) => Exit::Unreachable,
@@ -101,6 +123,9 @@ impl CommandError {
             CommandError::Line { cause, .. } => cause.exit(),
             CommandError::Control { .. }
             | CommandError::NoSuchKeyspace(_)
+            | CommandError::NotReadmitted(_)
+            | CommandError::SeveralValues(_)
+            | CommandError::LongStdin
             | CommandError::Keys(_)
             | CommandError::Certificate(_)
             | CommandError::File { .. }
@@ -111,6 +136,33 @@ impl CommandError {
             | CommandError::Runtime(_) => Exit::Failed,
             CommandError::Interrupted => Exit::Interrupted,
             CommandError::InterruptedInDoubt => Exit::InDoubt,
+        }
+    }
+
+    /// Why there is no connection. Where the configuration was found by itself and nobody answers, it may be of a cluster
+    /// that does not run.
+    pub(crate) fn connect(error: ConnectError, config_was_named: bool) -> CommandError {
+        let is_silent = |unreachable: &Unreachable| {
+            unreachable.tried.iter().all(|tried| matches!(tried.cause, DialError::Silent))
+        };
+        match error {
+            ConnectError::Unreachable(unreachable) if !config_was_named && is_silent(&unreachable) => {
+                CommandError::NobodyThere(unreachable)
+            }
+            error => CommandError::Connect(error),
+        }
+    }
+
+    /// A readmission that failed.
+    pub(crate) fn readmit(failure: ControlFailure) -> CommandError {
+        // A member's refusal is known by its words alone.
+        let is_too_early =
+            |fault: &String| fault.contains("is not heard") || fault.contains("is recorded already");
+        match &failure {
+            ControlFailure::Refused(ControlError::Invalid(faults)) if faults.iter().any(is_too_early) => {
+                CommandError::NotReadmitted(failure)
+            }
+            _ => failure.into(),
         }
     }
 
@@ -230,5 +282,27 @@ fn advice_on_control(failure: &ControlFailure) -> &'static str {
         }
         failure if failure.is_in_doubt() => "; it may have happened, or may yet: running it again is safe",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_readmission_that_comes_too_early_says_what_to_wait_for() {
+        let refused = |fault: &str| {
+            let refused = ControlFailure::Refused(ControlError::Invalid(vec![fault.to_owned()]));
+            let error = CommandError::readmit(refused);
+            assert_eq!(error.exit(), Exit::Failed);
+            error.to_string()
+        };
+        for fault in
+            ["node-2 is not heard, so its store is not known", "store-1d15 of node-2 is recorded already"]
+        {
+            let expected = format!("{fault}; wait until the node is up with its new disk, and try again");
+            assert_eq!(refused(fault), expected);
+        }
+        assert_eq!(refused("node-9 is not a member"), "node-9 is not a member");
     }
 }

@@ -11,10 +11,10 @@
 use std::{
     fs::File,
     hash::{DefaultHasher, Hash, Hasher},
-    io::{self, Read},
+    io::{self, Read, Write},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -116,11 +116,25 @@ pub(crate) async fn run(
         seconds: progress.elapsed().as_secs_f64(),
     };
     progress.end(summary.written + summary.skipped, &remark(&counts));
+    name_bad(&counts);
     if output.is_json() {
         output.print(&summary, |_| {})?;
     }
     session.close().await;
     ended.map(|()| Exit::Done)
+}
+
+/// Names the first of the bad lines that were skipped.
+fn name_bad(counts: &Counts) {
+    let named = counts.bad_named.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut text = named.iter().fold(String::new(), |text, line| text + line + "\n");
+    let bad = counts.bad.load(Ordering::Relaxed);
+    match bad - named.len() as u64 {
+        0 => {}
+        more => text.push_str(&format!("and {more} more bad lines\n")),
+    }
+    // Where stderr is closed there is nobody to tell.
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// What a progress says beside the number of records.
@@ -144,6 +158,10 @@ fn open(path: &PathBuf) -> Result<(Box<dyn Read + Send>, Option<u64>), CommandEr
     let failed = |error| CommandError::File { path: path.clone(), error };
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
+    // Opening one is no error, and reading it is.
+    if metadata.is_dir() {
+        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 

@@ -57,11 +57,11 @@ pub(crate) async fn run(
         Keyspace::Show { name } => {
             let document = session.client.document();
             let Some((id, keyspace)) = document.keyspace_named(&name) else {
-                output.aside(&format!("no keyspace is called `{name}`"));
                 if output.is_json() {
                     output.print(&serde_json::Value::Null, |_| {})?;
+                    return Ok(Exit::NotFound);
                 }
-                return Ok(Exit::NotFound);
+                return Err(CommandError::NoKeyspaceToShow(name));
             };
             show(&describe(&document, id, keyspace), "keyspace", output)?;
         }

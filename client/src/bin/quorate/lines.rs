@@ -3,7 +3,7 @@
 use std::{
     io::{self, BufRead, BufReader, Read},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -22,6 +22,9 @@ use crate::{
 const LINE_BYTES_MAX: usize = 5 * VALUE_BYTES_MAX;
 /// Lines that were read and wait to be handed out.
 const READ_AHEAD: usize = 4;
+/// How many bad lines are named.
+pub(crate) const BAD_NAMED_MAX: usize = 20;
+
 /// A record and where it stood.
 pub(crate) struct Line {
     pub(crate) number: u64,
@@ -39,8 +42,20 @@ pub(crate) struct Counts {
     pub(crate) skipped: AtomicU64,
     pub(crate) expired: AtomicU64,
     pub(crate) bad: AtomicU64,
+    /// What is wrong with the first bad lines that were skipped, each a sentence.
+    pub(crate) bad_named: Mutex<Vec<String>>,
     /// No further line is to be begun.
     pub(crate) is_stopped: AtomicBool,
+}
+
+impl Counts {
+    fn skip_bad(&self, line: u64, error: &LineError) {
+        self.bad.fetch_add(1, Ordering::Relaxed);
+        let mut named = self.bad_named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.len() < BAD_NAMED_MAX {
+            named.push(format!("line {line}: {error}; skipped"));
+        }
+    }
 }
 
 /// Reads and parses in a thread of its own: files are read by blocking calls.
@@ -75,8 +90,8 @@ pub(crate) fn read_in_thread(
                             let kib = u32::try_from(line.len() >> 10).expect("a line is bounded") + 1;
                             Ok(Line { number, record, kib })
                         }
-                        Err(_) if skip_bad => {
-                            counts.bad.fetch_add(1, Ordering::Relaxed);
+                        Err(error) if skip_bad => {
+                            counts.skip_bad(number, &error);
                             continue;
                         }
                         Err(error) => Err(CommandError::BadLine { line: number, error }),

@@ -44,7 +44,7 @@ pub(crate) struct RecordValue {
 /// Why a line is no record.
 #[derive(Debug, Error)]
 pub(crate) enum LineError {
-    #[error("not a JSON object: {0}")]
+    #[error("not a JSON object: {}", in_line(.0))]
     NotAnObject(serde_json::Error),
     #[error("it has no field `{0}`")]
     NoKey(String),
@@ -60,7 +60,7 @@ pub(crate) enum LineError {
     LongLine,
     #[error("it is not UTF-8")]
     NotUtf8,
-    #[error("its `$quorate` field says that it is a record, and it is none: {0}")]
+    #[error("its `$quorate` field says that it is a record, and it is none: {}", in_line(.0))]
     NotARecord(serde_json::Error),
     #[error("its `$quorate` field is not \"record\": it is of a later version, or not of an export")]
     UnknownMark,
@@ -72,6 +72,11 @@ pub(crate) enum LineError {
     ValueForm,
     #[error("its base64 cannot be read")]
     BadBase64,
+}
+
+/// What the parser says of a line. That it was its first says nothing: each is parsed alone.
+fn in_line(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column ", " at column ")
 }
 
 /// A record line, as JSON.
@@ -414,6 +419,7 @@ mod tests {
             (r#"{"$quorate":"record","key":"a","value":"b","color":1}"#, "unknown field `color`"),
         ] {
             let error = Record::parse(line.as_bytes(), "id").unwrap_err().to_string();
+            assert!(!error.contains("line 1"), "{error}");
             assert!(error.contains(reason), "{line}: {error}");
         }
         assert!(matches!(Record::parse(b"{\"id\":\"\xff\"}", "id"), Err(LineError::NotUtf8)));

@@ -30,7 +30,9 @@ impl Session {
             config.connect_timeout = timeout;
         }
         let keyspace = global.keyspace.clone().unwrap_or_else(|| config.keyspace.clone());
-        let client = Client::connect(config).await?;
+        let client = Client::connect(config)
+            .await
+            .map_err(|error| CommandError::connect(error, global.config.is_some()))?;
         Ok(Session { client, timeout: global.timeout, keyspace })
     }
 

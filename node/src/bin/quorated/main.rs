@@ -15,7 +15,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use node::shell::{
     config::Config,
-    dev::{DevCluster, DevError, DevOptions, Mode, NODES_MAX},
+    dev::{DevCluster, DevError, DevOptions, LayoutError, Mode, NODES_MAX, pasteable},
     server::Server,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -34,12 +34,13 @@ const LOG_VARIABLE: &str = "QUORATE_LOG";
 /// How often a running cluster is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
+const EXIT_CODES: &str = "\
+Exit codes: 0 stopped in good order, 1 could not go on, 2 wrong usage or an unusable configuration,
+3 could not start.";
+
 /// A node of Quorate.
-///
-/// Exit codes: 0 stopped in good order, 1 could not go on, 2 usage or a configuration that cannot be used, 3 could not
-/// start.
 #[derive(Debug, Parser)]
-#[command(name = "quorated", version)]
+#[command(name = "quorated", version, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -50,7 +51,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs one node until it is told to stop (SIGTERM or Ctrl-C).
+    /// Runs one node until it is told to stop (SIGTERM, SIGHUP or Ctrl-C).
     Run(Run),
     /// Checks a configuration and reports all of its faults.
     CheckConfig {
@@ -186,6 +187,11 @@ fn stop_requests(with_stdin: bool) -> Result<watch::Receiver<bool>, Failure> {
     let guard = runtime.enter();
     let mut terminate = signal(SignalKind::terminate()).map_err(machine)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(machine)?;
+    // Whoever started this with `nohup` wants it to go on.
+    let mut hang_up = match hang_ups_are_ignored() {
+        true => None,
+        false => Some(signal(SignalKind::hangup()).map_err(machine)?),
+    };
     drop(guard);
     if with_stdin {
         let tell = tell.clone();
@@ -197,7 +203,14 @@ fn stop_requests(with_stdin: bool) -> Result<watch::Receiver<bool>, Failure> {
     }
     thread::spawn(move || {
         runtime.block_on(async {
+            let hung_up = async {
+                match &mut hang_up {
+                    Some(hang_up) => hang_up.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                _ = hung_up => {}
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
@@ -205,6 +218,15 @@ fn stop_requests(with_stdin: bool) -> Result<watch::Receiver<bool>, Failure> {
         _ = tell.send(true);
     });
     Ok(told)
+}
+
+/// Whether whoever started this had SIGHUP ignored. Where the kernel does not say so, it is not.
+fn hang_ups_are_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    // The lowest bit is signal 1.
+    ignored.is_some_and(|signals| signals & 1 == 1)
 }
 
 fn run_node(run: &Run) -> Result<(), Failure> {
@@ -221,7 +243,8 @@ fn run_node(run: &Run) -> Result<(), Failure> {
 fn check_config(path: &Path) -> Result<(), Failure> {
     let config = Config::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
     let founders = config.formation.founders.len();
-    let told = writeln!(io::stdout(), "{}: good: node {} of {founders}", path.display(), config.id.0);
+    let told =
+        writeln!(io::stdout(), "{}: good: node {}, one of {founders} founders", path.display(), config.id.0);
     told.map_err(|error| Failure::Running(error.to_string()))
 }
 
@@ -237,7 +260,7 @@ fn run_dev(dev: Dev) -> Result<(), Failure> {
         fresh: dev.fresh,
     };
     let program = std::env::current_exe().map_err(|error| Failure::Start(error.to_string()))?;
-    let quorate = command_to_paste(&program);
+    let (quorate, quorated) = (command_to_paste(&program), pasteable(&program));
     let mode = if dev.processes { Mode::Processes { program } } else { Mode::Threads };
     let nodes = options.nodes;
     let started = DevCluster::start(options, &mode, || *stop.borrow());
@@ -249,6 +272,9 @@ fn run_dev(dev: Dev) -> Result<(), Failure> {
             drop(writeln!(out, "{cancelled}"));
             return Ok(());
         }
+        Err(error @ DevError::Layout(LayoutError::Options(_))) => {
+            return Err(Failure::Usage(error.to_string()));
+        }
         Err(error) => return Err(Failure::Start(error.to_string())),
     };
     let told = writeln!(out, "ready: {nodes} nodes in {:.2} s", began.elapsed().as_secs_f64())
@@ -256,23 +282,26 @@ fn run_dev(dev: Dev) -> Result<(), Failure> {
         .and_then(|()| writeln!(out, "Ctrl-C stops them."))
         .and_then(|()| out.flush());
     while told.is_ok() && !*stop.borrow() && !cluster.is_over() {
-        for sentence in cluster.newly_ended() {
+        for sentence in cluster.newly_ended(&quorated) {
             drop(writeln!(io::stdout(), "{sentence}"));
         }
         thread::sleep(WATCH_INTERVAL);
     }
     let ended_by_itself = cluster.is_over();
     cluster.stop();
-    if ended_by_itself { Err(Failure::Running("all nodes have ended".to_owned())) } else { Ok(()) }
+    if ended_by_itself {
+        return Err(Failure::Running("all nodes have ended".to_owned()));
+    }
+    // The terminal may be what has gone.
+    drop(writeln!(io::stdout(), "stopped: all nodes have ended"));
+    Ok(())
 }
 
 /// How the user calls the client program: by its path if it was built beside this one.
 fn command_to_paste(program: &Path) -> String {
     let beside = program.with_file_name("quorate");
     if beside.exists() {
-        let here = std::env::current_dir().unwrap_or_default();
-        let shown = beside.strip_prefix(&here).map_or(beside.clone(), Path::to_path_buf);
-        return shown.display().to_string();
+        return pasteable(&beside);
     }
     "cargo run --release --bin quorate --".to_owned()
 }

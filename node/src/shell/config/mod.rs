@@ -2,9 +2,11 @@
 //!
 //! `[cluster]` has to be the same on all nodes; `[node]` is this one's own, and `[limits]` may differ. Every key of
 //! `[node]`, `[cluster]` and `[limits]` that is a single value can be overridden by an environment variable, such as
-//! `QUORATE_NODE_LISTEN` for `node.listen`. All faults are reported at once, and an unknown key is one. Variables of no
-//! section are left alone: others use the prefix too, such as Kubernetes for a service that is called `quorate`.
+//! `QUORATE_NODE_LISTEN` for `node.listen`. All faults are reported at once, those of the files that it names among
+//! them, and an unknown key is one. Variables of no section are left alone: others use the prefix too, such as
+//! Kubernetes for a service that is called `quorate`.
 
+mod files;
 mod limits;
 mod read;
 
@@ -142,15 +144,16 @@ impl Config {
     ) -> Result<Config, Vec<ConfigFault>> {
         let mut faults = Vec::new();
         let mut sections: BTreeMap<&str, Table> = BTreeMap::new();
+        let mut no_sections = Vec::new();
         for name in ["node", "cluster", "limits"] {
             let section = match table.remove(name) {
                 None => Table::new(),
                 Some(Value::Table(section)) => section,
                 Some(other) => {
-                    let value = Some(other.to_string());
+                    no_sections.push(format!("{name}."));
                     faults.push(ConfigFault {
                         key: name.to_owned(),
-                        value,
+                        value: Some(shortened(&other)),
                         reason: FaultReason::Kind("a table"),
                     });
                     Table::new()
@@ -167,11 +170,16 @@ impl Config {
         let node = read_node(Section::new("node", node_table, &mut faults, help), directory);
         let cluster = read_cluster(Section::new("cluster", cluster_table, &mut faults, help), directory);
         let limits = Limits::read(Section::new("limits", limits_table, &mut faults, help));
-        if let (Some(id), Some((_, formation))) = (node.id, &cluster)
-            && !formation.founders.is_empty()
-            && !formation.founders.contains_key(&id)
+        // What is no section at all was reported; that nothing is in it says no more.
+        let is_missing = |fault: &ConfigFault| matches!(fault.reason, FaultReason::Missing(_));
+        faults.retain(|fault| {
+            !(is_missing(fault) && no_sections.iter().any(|name| fault.key.starts_with(name)))
+        });
+        if let (Some(id), Some(founders)) = (node.id, &cluster.founders)
+            && !founders.is_empty()
+            && !founders.contains(&id)
         {
-            let names: Vec<String> = formation.founders.keys().map(|id| id.0.to_string()).collect();
+            let names: Vec<String> = founders.iter().map(|id| id.0.to_string()).collect();
             let reason = format!("must be one of the founders ({})", names.join(", "));
             let value = Some(id.0.to_string());
             faults.push(ConfigFault { key: "node.id".to_owned(), value, reason: FaultReason::Unfit(reason) });
@@ -216,6 +224,14 @@ fn overlay(sections: &mut BTreeMap<&str, Table>, environment: impl IntoIterator<
     }
 }
 
+/// What `[cluster]` says, as far as it could be read.
+struct ClusterSection {
+    secret: Option<[u8; 32]>,
+    /// The founders' ids, if all of them could be read.
+    founders: Option<BTreeSet<NodeId>>,
+    formation: Option<Formation>,
+}
+
 /// What `[node]` says, as far as it could be read.
 struct NodeSection {
     id: Option<NodeId>,
@@ -231,8 +247,8 @@ struct NodeSection {
 }
 
 impl NodeSection {
-    fn complete(self, cluster: Option<([u8; 32], Formation)>, limits: Limits) -> Option<Config> {
-        let (secret, formation) = cluster?;
+    fn complete(self, cluster: ClusterSection, limits: Limits) -> Option<Config> {
+        let (secret, formation) = (cluster.secret?, cluster.formation?);
         Some(Config {
             id: self.id?,
             listen: self.listen?,
@@ -284,6 +300,13 @@ fn read_node(mut section: Section<'_>, directory: &Path) -> NodeSection {
         (1200, 6500),
         "the largest UDP payload in bytes; more costs less for large values, where the network carries it",
     );
+    files::check_material(&mut section, ca.as_deref(), certificate.as_deref(), key.as_deref());
+    if let Some(data) = &data {
+        files::check_directory(&mut section, "data", data);
+    }
+    if let Some(pid_file) = &pid_file {
+        files::check_place(&mut section, "pid_file", pid_file);
+    }
     section.finish();
     NodeSection {
         id: id.and_then(|id| u32::try_from(id).ok()).map(NodeId),
@@ -309,7 +332,7 @@ fn address(section: &mut Section<'_>, key: &str, text: &str) -> Option<SocketAdd
     }
 }
 
-fn read_cluster(mut section: Section<'_>, directory: &Path) -> Option<([u8; 32], Formation)> {
+fn read_cluster(mut section: Section<'_>, directory: &Path) -> ClusterSection {
     let secret = section.required_text(
         "secret",
         "a file with 64 hexadecimal digits, the same on all nodes, relative to this file",
@@ -324,23 +347,39 @@ fn read_cluster(mut section: Section<'_>, directory: &Path) -> Option<([u8; 32],
     );
     let count = Partitions::new(u32::try_from(partitions).unwrap_or(u32::MAX));
     if let Err(bad) = &count {
-        section.fault("partitions", Some(partitions.to_string()), FaultReason::Unfit(bad.to_string()));
+        // It names the number.
+        section.fault("partitions", None, FaultReason::Unfit(bad.to_string()));
     }
     let founder_tables =
         section.tables("founders", "the nodes that found the cluster; the same list on all of them");
-    if founder_tables.is_empty() {
+    if founder_tables.is_empty() && !section.is_at_fault("founders") {
         section.fault("founders", None, FaultReason::Missing("the nodes that found the cluster"));
     }
     let mut places = Places::default();
-    let mut founders = BTreeMap::new();
+    let mut founders: BTreeMap<NodeId, Founder> = BTreeMap::new();
+    let mut ids = Some(BTreeSet::new());
     for (index, table) in founder_tables.into_iter().enumerate() {
-        let founder = read_founder(section.nested(&format!("founders[{index}]"), table), &mut places);
-        if let Some((id, founder)) = founder
-            && founders.insert(id, founder).is_some()
+        let name = format!("founders[{index}]");
+        let (id, founder) = read_founder(section.nested(&name, table), &mut places);
+        let Some(id) = id else {
+            ids = None;
+            continue;
+        };
+        if let Some(ids) = &mut ids
+            && !ids.insert(id)
         {
             let reason = FaultReason::Unfit("another founder has the same id".to_owned());
-            section.fault(&format!("founders[{index}].id"), Some(id.0.to_string()), reason);
+            section.fault(&format!("{name}.id"), Some(id.0.to_string()), reason);
         }
+        let Some(founder) = founder else { continue };
+        if founders.values().any(|other| other.address == founder.address) {
+            let reason = FaultReason::Unfit("another founder has the same address".to_owned());
+            section.fault(&format!("{name}.address"), Some(format!("{:?}", founder.address)), reason);
+        }
+        founders.insert(id, founder);
+    }
+    if section.is_at_fault("founders") {
+        ids = None;
     }
     let keyspace_tables = section.tables("keyspaces", "the keyspaces that exist from the start");
     let mut keyspaces: Vec<NewKeyspace> = Vec::new();
@@ -354,8 +393,9 @@ fn read_cluster(mut section: Section<'_>, directory: &Path) -> Option<([u8; 32],
         keyspaces.push(keyspace);
     }
     section.finish();
-    let (secret, partitions) = (secret?, count.ok()?);
-    Some((secret, Formation { founders, datacenters: places.datacenters, partitions, keyspaces }))
+    let datacenters = places.datacenters;
+    let formation = count.ok().map(|partitions| Formation { founders, datacenters, partitions, keyspaces });
+    ClusterSection { secret, founders: ids, formation }
 }
 
 fn read_secret(section: &mut Section<'_>, path: &Path) -> Option<[u8; 32]> {
@@ -417,7 +457,8 @@ impl Places {
     }
 }
 
-fn read_founder(mut section: Section<'_>, places: &mut Places) -> Option<(NodeId, Founder)> {
+/// A founder and its id, each as far as it could be read.
+fn read_founder(mut section: Section<'_>, places: &mut Places) -> (Option<NodeId>, Option<Founder>) {
     let id = section.required_number("id", (1, u64::from(u32::MAX)), "the node's number");
     let address = section.required_text("address", "where the others and clients reach it, as host:port");
     if let Some(address) = address.as_deref()
@@ -446,8 +487,8 @@ fn read_founder(mut section: Section<'_>, places: &mut Places) -> Option<(NodeId
     section.finish();
     let (datacenter, rack) = places.place(&datacenter, &rack);
     let weight = u32::try_from(weight).unwrap_or(100);
-    let id = NodeId(u32::try_from(id?).ok()?);
-    Some((id, Founder { address: address?, datacenter, rack, weight }))
+    let id = id.and_then(|id| u32::try_from(id).ok()).map(NodeId);
+    (id, address.map(|address| Founder { address, datacenter, rack, weight }))
 }
 
 fn read_keyspace(mut section: Section<'_>, places: &Places) -> Option<NewKeyspace> {
@@ -511,6 +552,47 @@ mod tests {
             ("node", Table::from_iter([("http".to_owned(), Value::String("127.0.0.1:1".to_owned()))])),
         ];
         assert_eq!(sections, BTreeMap::from(expected));
+    }
+
+    /// The faults of this text, as they are shown.
+    fn shown(text: &str) -> Vec<String> {
+        let table: Table = toml::from_str(text).unwrap();
+        let faults = Config::from_table(table, Path::new("/nowhere"), [], &mut Vec::new()).unwrap_err();
+        faults.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn faults_read_as_sentences_and_stand_there_once() {
+        let faults = shown(
+            "ca = 'ca.pem'\n[node]\nid = 7\ndata = 5\nca = 'ca.pem'\n[cluster]\nsecret = 'secret'\n\
+             partitions = 100\n[[cluster.founders]]\nid = 1\naddress = 'a:1'\n[[cluster.founders]]\nid = 2\n\
+             address = 'a:1'\n[limits]\nprobe_interval_ms = 0\n",
+        );
+        for expected in [
+            "ca: unknown key",
+            "node.data: must be a text that is not empty, not 5",
+            "node.ca: /nowhere/ca.pem: cannot be read: No such file or directory (os error 2)",
+            "node.id: 7: must be one of the founders (1, 2)",
+            "cluster.secret: /nowhere/secret: cannot be read: No such file or directory (os error 2)",
+            "cluster.partitions: 100 partitions: must be a power of two, at most 65536",
+            "cluster.founders[1].address: \"a:1\": another founder has the same address",
+        ] {
+            assert!(faults.iter().any(|fault| fault == expected), "{expected} is not in {faults:#?}");
+        }
+        let of_data = faults.iter().filter(|fault| fault.starts_with("node.data"));
+        assert_eq!(of_data.count(), 1, "{faults:#?}");
+    }
+
+    #[test]
+    fn what_is_of_a_wrong_kind_is_not_missing_as_well() {
+        let faults = shown("node = 5\n[cluster]\nfounders = 5\n");
+        let expected = [
+            "node: must be a table, not 5",
+            "cluster.secret: must be given: a file with 64 hexadecimal digits, the same on all nodes, relative to \
+             this file",
+            "cluster.founders: must be a list of tables, not 5",
+        ];
+        assert_eq!(faults, expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 /// One thing that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{key}: {reason}{}", shown(.value))]
+#[error("{key}: {}", sentence(.value, .reason))]
 pub struct ConfigFault {
     /// The key, with its section, as it stands in the file.
     pub key: String,
@@ -37,8 +37,13 @@ pub enum FaultReason {
     Unfit(String),
 }
 
-fn shown(value: &Option<String>) -> String {
-    value.as_ref().map_or(String::new(), |value| format!(", not {value}"))
+/// What is wrong, with the value where the reason leaves a place for it. An unknown key's value is not at fault.
+fn sentence(value: &Option<String>, reason: &FaultReason) -> String {
+    match (reason, value) {
+        (FaultReason::Kind(_) | FaultReason::Range(..), Some(value)) => format!("{reason}, not {value}"),
+        (FaultReason::Unfit(_), Some(value)) => format!("{value}: {reason}"),
+        (FaultReason::Unknown | FaultReason::Missing(_), _) | (_, None) => reason.to_string(),
+    }
 }
 
 /// What a key means, for people.
@@ -79,6 +84,12 @@ impl<'a> Section<'a> {
     pub(super) fn fault(&mut self, key: &str, value: Option<String>, reason: FaultReason) {
         let key = self.full(key);
         self.faults.push(ConfigFault { key, value, reason });
+    }
+
+    /// Whether a fault of one of the section's keys was noted.
+    pub(super) fn is_at_fault(&self, key: &str) -> bool {
+        let key = self.full(key);
+        self.faults.iter().any(|fault| fault.key == key)
     }
 
     fn describe(&mut self, key: &str, default: Option<String>, help: &'static str) {

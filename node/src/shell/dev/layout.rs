@@ -49,8 +49,8 @@ pub enum LayoutError {
     /// Something else is there.
     #[error("{}: not empty, and not made by `quorated dev`: name another directory with --dir", .0.display())]
     Foreign(PathBuf),
-    /// It is not to be removed under a cluster that uses it.
-    #[error("{}: a cluster is running there: stop it before it is begun anew", .0.display())]
+    /// It is in use, and neither to be used twice nor to be removed.
+    #[error("{}: a cluster is running there already: stop it first, or name another directory with --dir", .0.display())]
     Running(PathBuf),
     /// The cluster that is there looks different.
     #[error(
@@ -77,6 +77,15 @@ pub enum LayoutError {
     /// The machine has no random numbers.
     #[error("the machine gives no random numbers: {0}")]
     Random(String),
+}
+
+/// What is in the directory.
+enum Found {
+    Nothing,
+    /// A cluster like this one.
+    Same,
+    /// A cluster that is to be begun anew.
+    ToBegin,
 }
 
 impl DevOptions {
@@ -147,37 +156,65 @@ impl DevOptions {
         )
     }
 
-    /// Makes the directory, or finds that it is there already.
+    /// Looks whether the directory can be made, or used as it is. Touches nothing.
     ///
     /// # Errors
     ///
-    /// [`LayoutError`]; what was made before it stays.
-    pub fn prepare(&self) -> Result<(), LayoutError> {
+    /// [`LayoutError`].
+    pub fn inspect(&self) -> Result<(), LayoutError> {
+        self.found().map(|_| ())
+    }
+
+    fn found(&self) -> Result<Found, LayoutError> {
         self.check()?;
         let marker = self.directory.join(MARKER);
-        let is_ours = marker.exists();
         let is_empty = match fs::read_dir(&self.directory) {
             Ok(mut entries) => entries.next().is_none(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => true,
             Err(error) => return Err(LayoutError::Io { path: self.directory.clone(), error }),
         };
-        if !is_ours && !is_empty {
+        if is_empty {
+            return Ok(Found::Nothing);
+        }
+        if !marker.exists() {
             return Err(LayoutError::Foreign(self.directory.clone()));
         }
-        if is_ours && self.fresh {
-            self.check_stopped()?;
-            at(&self.directory, fs::remove_dir_all(&self.directory))?;
-        } else if is_ours {
-            let found = at(&marker, fs::read_to_string(&marker))?;
-            if found != self.described() {
-                let found = found.trim_end().replace('\n', ", ");
-                return Err(LayoutError::Different { directory: self.directory.clone(), found });
-            }
-            return Ok(());
+        self.check_stopped()?;
+        if self.fresh {
+            return Ok(Found::ToBegin);
         }
-        self.make()?;
+        let found = at(&marker, fs::read_to_string(&marker))?;
+        if found != self.described() {
+            let found = found.trim_end().replace('\n', ", ");
+            return Err(LayoutError::Different { directory: self.directory.clone(), found });
+        }
+        Ok(Found::Same)
+    }
+
+    /// Makes the directory, or finds that it is there already. Returns whether it was made.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError`]; of what was to be made nothing stays.
+    pub fn prepare(&self) -> Result<bool, LayoutError> {
+        match self.found()? {
+            Found::Same => return Ok(false),
+            Found::ToBegin => self.remove()?,
+            Found::Nothing => {}
+        }
+        let marker = self.directory.join(MARKER);
         // Last: a directory that was made only half is foreign, and nothing is lost by removing it by hand.
-        at(&marker, fs::write(&marker, self.described()))
+        let made = self.make().and_then(|()| at(&marker, fs::write(&marker, self.described())));
+        if made.is_err() {
+            // Nobody's but ours: it was empty. What went wrong says more than what goes wrong now.
+            drop(self.remove());
+        }
+        made.map(|()| true)
+    }
+
+    /// Removes the directory and everything in it.
+    pub(super) fn remove(&self) -> Result<(), LayoutError> {
+        at(&self.directory, fs::remove_dir_all(&self.directory))
     }
 
     /// That no node that was made here runs, however many there are.
@@ -322,10 +359,27 @@ mod tests {
         let store = options.node_directory(2).join(DATA);
         let held = disk::DiskStore::open(&store, &disk::DiskOptions::new(ring::NodeId(2))).unwrap();
         assert!(matches!(options.prepare(), Err(LayoutError::Running(_))));
+        let again = DevOptions { fresh: false, ..options.clone() };
+        assert!(matches!(again.prepare(), Err(LayoutError::Running(_))));
         assert!(store.exists());
         drop(held);
         options.prepare().unwrap();
         assert!(!store.exists());
+    }
+
+    #[test]
+    fn what_is_made_only_half_is_removed() {
+        let scratch = crate::shell::scratch::Scratch::new();
+        // The longest path that Linux takes has 4095 bytes: `/client-key.pem` fits, `/node-1/node-key.pem` does not.
+        let mut directory = scratch.path().to_owned();
+        while directory.as_os_str().len() < 3900 {
+            directory.push("x".repeat(100));
+        }
+        directory.push("y".repeat(4078 - directory.as_os_str().len() - 1));
+        let options = DevOptions { directory: directory.clone(), ..options(scratch.path()) };
+        let refused = options.prepare().unwrap_err();
+        assert!(refused.to_string().contains("node-key.pem"), "{refused}");
+        assert!(!directory.exists() && directory.parent().unwrap().exists());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -61,6 +61,20 @@ pub enum DevError {
         node: u32,
         /// Why.
         error: Box<StartError>,
+    },
+    /// A port is taken, or not to be had.
+    #[error("node {node}: cannot listen on {address} ({what}): {error}; choose other ports with {option}")]
+    Port {
+        /// The node.
+        node: u32,
+        /// The address.
+        address: SocketAddr,
+        /// For what.
+        what: &'static str,
+        /// What the ports are counted from.
+        option: &'static str,
+        /// Why.
+        error: io::Error,
     },
     /// A process cannot be started.
     #[error("node {node}: cannot start a process: {error}")]
@@ -115,14 +129,16 @@ impl DevCluster {
         mode: &Mode,
         is_cancelled: impl Fn() -> bool,
     ) -> Result<DevCluster, DevError> {
-        options.prepare()?;
+        // Before the directory is made: one that is left behind holds a cluster with these options.
+        options.inspect()?;
         check_ports(&options)?;
+        let is_new = options.prepare()?;
         remove_pid_files(&options);
         let mut cluster = match mode {
             Mode::Threads => {
                 let mut cluster = DevCluster { options, nodes: Nodes::Threads(Vec::new()) };
                 if let Err(error) = cluster.start_threads() {
-                    cluster.stop();
+                    cluster.give_up(is_new);
                     return Err(error);
                 }
                 cluster
@@ -130,7 +146,7 @@ impl DevCluster {
             Mode::Processes { program } => {
                 let mut cluster = DevCluster { options, nodes: Nodes::Processes(Vec::new()) };
                 if let Err(error) = cluster.start_processes(program) {
-                    cluster.stop();
+                    cluster.give_up(is_new);
                     return Err(error);
                 }
                 cluster
@@ -142,6 +158,16 @@ impl DevCluster {
                 cluster.stop();
                 Err(error)
             }
+        }
+    }
+
+    /// Stops those nodes that were started, and leaves no directory that was not there.
+    fn give_up(self, is_new: bool) {
+        let options = self.options.clone();
+        self.stop();
+        if is_new {
+            // What stood in the way of the start says more.
+            drop(options.remove());
         }
     }
 
@@ -239,11 +265,12 @@ impl DevCluster {
                 Nodes::Threads(_) => writeln!(out)?,
             }
         }
-        writeln!(out, "try:\n  {quorate} --config {} put hello world", options.client_config().display())
+        writeln!(out, "try:\n  {quorate} --config {} put hello world", pasteable(&options.client_config()))
     }
 
-    /// Processes that have ended since this was last asked, with a sentence for each.
-    pub fn newly_ended(&mut self) -> Vec<String> {
+    /// Processes that have ended since this was last asked, with a sentence for each. `quorated` is how the user calls
+    /// this program.
+    pub fn newly_ended(&mut self, quorated: &str) -> Vec<String> {
         let mut ended = Vec::new();
         match &mut self.nodes {
             Nodes::Threads(_) => {}
@@ -258,8 +285,8 @@ impl DevCluster {
                         pid_file::remove_of(&self.options.pid_file(node), process.child.id());
                         let config = self.options.node_config(node);
                         ended.push(format!(
-                            "node {node} has ended ({status}); start it again with: quorated run --config {}",
-                            config.display()
+                            "node {node} has ended ({status}); start it again with: {quorated} run --config {}",
+                            pasteable(&config)
                         ));
                     }
                 }
@@ -317,14 +344,11 @@ fn check_ports(options: &DevOptions) -> Result<(), DevError> {
     for node in 1..=options.nodes {
         let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let (quic, http) = (at(options.port(node)), at(options.http_port(node)));
-        let taken = |address: SocketAddr, what: &'static str| {
-            move |error| DevError::Start {
-                node,
-                error: Box::new(StartError::Listen { address, what, error }),
-            }
+        let taken = |address: SocketAddr, what: &'static str, option: &'static str| {
+            move |error| DevError::Port { node, address, what, option, error }
         };
-        UdpSocket::bind(quic).map_err(taken(quic, "QUIC"))?;
-        TcpListener::bind(http).map_err(taken(http, "HTTP"))?;
+        UdpSocket::bind(quic).map_err(taken(quic, "QUIC", "--base-port"))?;
+        TcpListener::bind(http).map_err(taken(http, "HTTP", "--http-base-port"))?;
     }
     Ok(())
 }
@@ -335,6 +359,20 @@ fn remove_pid_files(options: &DevOptions) {
         // Most are not there; and a node that starts writes its own.
         drop(std::fs::remove_file(options.pid_file(node)));
     }
+}
+
+/// A path as it can be pasted into a shell, in the present directory.
+#[must_use]
+pub fn pasteable(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let path = path.strip_prefix(&here).unwrap_or(path);
+    let mut text = path.display().to_string();
+    if !text.contains('/') {
+        // A shell would look for it elsewhere.
+        text.insert_str(0, "./");
+    }
+    let is_plain = |character: char| character.is_alphanumeric() || "/._-+=:@,%".contains(character);
+    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// What a process that ended said last.
@@ -357,4 +395,17 @@ fn is_ready_at(port: u16) -> bool {
         Ok(first)
     });
     asked.is_ok_and(|first| first.ends_with(b" 200"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_shown_as_a_shell_takes_them() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(pasteable(&here.join("target/quorated")), "target/quorated");
+        assert_eq!(pasteable(&here.join("quorated")), "./quorated");
+        assert_eq!(pasteable(Path::new("/opt/a b/it's")), r"'/opt/a b/it'\''s'");
+    }
 }
