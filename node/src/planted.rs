@@ -36,6 +36,8 @@ pub enum PlantedBug {
     VoteBeforeWelcome,
     /// A majority of the founders is enough to form a cluster.
     FormedByMajority,
+    /// A node whose clock is far from its peers' dates writes all the same.
+    DriftIgnored,
     /// A hint is kept in memory alone.
     HintNotStored,
     /// A hint is forgotten as its record is sent.
@@ -44,7 +46,7 @@ pub enum PlantedBug {
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 17] = [
+    pub const ALL: [PlantedBug; 18] = [
         PlantedBug::AcknowledgeBeforeSync,
         PlantedBug::ActorKeptAfterLoss,
         PlantedBug::ActorKeptAfterFailedBatch,
@@ -60,6 +62,7 @@ impl PlantedBug {
         PlantedBug::WipedVoterVotes,
         PlantedBug::VoteBeforeWelcome,
         PlantedBug::FormedByMajority,
+        PlantedBug::DriftIgnored,
         PlantedBug::HintNotStored,
         PlantedBug::HintDroppedWhenSent,
     ];

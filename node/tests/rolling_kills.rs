@@ -151,10 +151,16 @@ fn nodes_that_are_killed_one_after_the_other_cost_no_request() {
             quantile(&mut during, 1000),
         );
         assert!(failures.is_empty(), "{failures:?}");
-        for key in &acknowledged {
-            let found = keyspace.get(key.clone()).r(Level::Quorum).timeout(TIMEOUT).send().await.unwrap();
-            assert!(found.values.iter().any(|value| value.bytes == key.as_bytes()), "{key} is lost");
+        for keys in acknowledged.chunks(256) {
+            let gets = keys.iter().map(|key| {
+                tokio::spawn(keyspace.get(key.clone()).r(Level::Quorum).timeout(TIMEOUT).send())
+            });
+            for (get, key) in gets.collect::<Vec<_>>().into_iter().zip(keys) {
+                let found = get.await.unwrap().unwrap();
+                assert!(found.values.iter().any(|value| value.bytes == key.as_bytes()), "{key} is lost");
+            }
         }
+        eprintln!("{} acknowledged writes are all there", acknowledged.len());
         client.close().await;
     });
 }

@@ -197,7 +197,10 @@ impl World {
 
     fn strike_clock(&mut self, host: usize) -> bool {
         let skew_ms = draw_skew(&mut self.fault_random, self.swarm.faults.skew_ms_max);
-        self.hosts[host].skew_ms = skew_ms;
+        if self.swarm.faults.one_clock_alone && host > 0 {
+            return false;
+        }
+        self.set_clock(host, skew_ms);
         self.note_host(host, || format!("has a clock that is off by {skew_ms} ms"));
         true
     }

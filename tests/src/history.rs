@@ -66,6 +66,10 @@ pub struct History {
     pub false_alarms: Vec<NodeId>,
     /// Whether all clocks were right throughout.
     pub clocks_are_right: bool,
+    /// When clocks were set, and to what, from the beginning.
+    pub clocks: Vec<ClockSet>,
+    /// How far a clock may be off before its node refuses to date writes; none if nodes do not mind.
+    pub clock_drift_max_ms: Option<u64>,
     /// Whether more copies were damaged at once than the promises cover. Only P1, P3 and P7 then hold.
     pub beyond_the_promise: bool,
     /// What every replica, and whoever else held anything, held on disk at the end, by key and node.
@@ -287,6 +291,17 @@ pub struct Regression {
     pub noticed_with: Sequence,
 }
 
+/// A machine's clock was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockSet {
+    /// Whose.
+    pub node: NodeId,
+    /// When.
+    pub at: Moment,
+    /// How far it has been off since, in milliseconds.
+    pub skew_ms: i64,
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Ending {
@@ -325,6 +340,8 @@ impl History {
             regressions: Vec::new(),
             damages: Vec::new(),
             false_alarms: Vec::new(),
+            clocks: Vec::new(),
+            clock_drift_max_ms: None,
             clocks_are_right: true,
             beyond_the_promise: false,
             finals: Vec::new(),

@@ -90,6 +90,7 @@ pub fn profile_for(bug: PlantedBug) -> Profile {
         PlantedBug::WipedVoterVotes => Profile::ChangesAndWipes,
         PlantedBug::VoteBeforeWelcome => Profile::ChangesAndAmnesia,
         PlantedBug::FormedByMajority => Profile::Forming,
+        PlantedBug::DriftIgnored => Profile::OneClock,
         PlantedBug::HintNotStored | PlantedBug::HintDroppedWhenSent => Profile::HintsAlone,
     }
 }

@@ -292,7 +292,7 @@ impl Scenario {
 
     /// Sets a machine's clock.
     pub fn set_skew_ms(&mut self, host: usize, skew_ms: i64) {
-        self.world.hosts[host].skew_ms = skew_ms;
+        self.world.set_clock(host, skew_ms);
     }
 
     /// From now on a machine's syncs fail or not, as a full disk's do.

@@ -83,7 +83,7 @@ impl World {
         self.network.mend();
         self.note(|| "the faults are over".to_owned());
         for index in 0..self.hosts.len() {
-            self.hosts[index].skew_ms = 0;
+            self.set_clock(index, 0);
             self.hosts[index].disk.fail_reads(false);
             let paused = self.hosts[index].process.as_ref().is_some_and(|process| process.is_paused);
             if paused {

@@ -160,6 +160,8 @@ pub struct Faults {
     pub partition_max: Duration,
     /// The furthest that a clock is off.
     pub skew_ms_max: i64,
+    /// Whether only the first machine's clock ever is.
+    pub one_clock_alone: bool,
     /// Whether disks are damaged while others have not recovered from damage: more than the promises cover.
     pub beyond_the_promise: bool,
 }
@@ -180,6 +182,8 @@ pub enum Profile {
     Blocking,
     /// Last write wins, on clocks that differ.
     Skew,
+    /// One machine's clock jumps far, and nodes mind their clocks.
+    OneClock,
     /// Requests ask for fewer copies than the keyspace keeps.
     FewerCopies,
     /// Clients send contexts of other keys.
@@ -202,13 +206,14 @@ pub enum Profile {
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Profile; 15] = [
+    pub const ALL: [Profile; 16] = [
         Profile::Any,
         Profile::Rot,
         Profile::FailingDisks,
         Profile::Wipes,
         Profile::Blocking,
         Profile::Skew,
+        Profile::OneClock,
         Profile::FewerCopies,
         Profile::ForeignContexts,
         Profile::ShortTimeouts,
@@ -330,6 +335,12 @@ impl Swarm {
                 self.faults.clock = Some(ms(100));
                 self.faults.skew_ms_max = *random.pick(&[200, 400]);
                 self.keys = 3;
+            }
+            Profile::OneClock => {
+                clients.levels = vec![Level::Quorum];
+                self.faults = Faults { clock: Some(ms(300)), one_clock_alone: true, ..self.faults.clone() };
+                self.faults.skew_ms_max = *random.pick(&[20_000, 4_000_000]);
+                self.settings.clock_drift_max = ms(500);
             }
             Profile::FewerCopies => {
                 clients.n_permille = 500;

@@ -26,7 +26,7 @@ use crate::{
     damage::Heard,
     faults::Fault,
     formation::{draw_skew, formation, founding_document, keys},
-    history::History,
+    history::{ClockSet, History},
     host::Host,
     network::Network,
     random::{Random, Stream},
@@ -148,7 +148,7 @@ impl World {
         let hosts = document.members.iter().map(|(&node, member)| {
             let mut host =
                 Host::new(node, member.datacenter, MemoryEngine::new(member.store).inspector(), swarm.nodes);
-            if swarm.faults.clock.is_some() {
+            if swarm.faults.clock.is_some() && !swarm.faults.one_clock_alone {
                 host.skew_ms = draw_skew(&mut fault_random, swarm.faults.skew_ms_max);
             }
             host
@@ -180,7 +180,12 @@ impl World {
         };
         world.history.clocks_are_right = world.swarm.faults.clock.is_none();
         world.history.beyond_the_promise = world.swarm.faults.beyond_the_promise;
+        let drift_max = world.swarm.settings.clock_drift_max;
+        world.history.clock_drift_max_ms = (drift_max < Duration::from_secs(60))
+            .then(|| drift_max.as_millis().try_into().unwrap_or(u64::MAX));
         for host in 0..world.hosts.len() {
+            let skew_ms = world.hosts[host].skew_ms;
+            world.set_clock(host, skew_ms);
             let (node, store) = (world.hosts[host].node, world.hosts[host].disk.id());
             world.history.stores.push((node, world.now(), store));
             if world.swarm.documents.is_formed {
@@ -192,6 +197,14 @@ impl World {
             }
         }
         world
+    }
+
+    /// Sets a machine's clock.
+    pub(crate) fn set_clock(&mut self, host: usize, skew_ms: i64) {
+        let at = self.now();
+        let host = &mut self.hosts[host];
+        host.skew_ms = skew_ms;
+        self.history.clocks.push(ClockSet { node: host.node, at, skew_ms });
     }
 
     /// What happened so far.

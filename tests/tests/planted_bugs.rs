@@ -108,3 +108,8 @@ fn a_hint_that_is_not_stored_is_found() {
 fn a_hint_that_is_forgotten_as_it_is_sent_is_found() {
     is_found_by(PlantedBug::HintDroppedWhenSent, &[Checker::Convergence]);
 }
+
+#[test]
+fn a_drifting_node_that_goes_on_minting_is_found() {
+    is_found_by(PlantedBug::DriftIgnored, &[Checker::Clocks]);
+}

@@ -207,6 +207,7 @@ fn check_clocks<S: Store>(
     let max_ms = i64::try_from(local.settings.clock_drift_max.as_millis()).unwrap_or(i64::MAX);
     if let Some(drift_ms) = local.peers.drift_ms()
         && drift_ms.saturating_abs() > max_ms
+        && local.planted != Some(PlantedBug::DriftIgnored)
     {
         return Err(Refusal::ClockDrift { drift_ms });
     }

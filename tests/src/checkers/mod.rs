@@ -1,6 +1,7 @@
 //! Checkers: each reads a finished run's history and says where it breaks one promise.
 
 mod changes;
+mod clocks;
 mod convergence;
 mod definite_errors;
 mod documents;
@@ -55,6 +56,8 @@ pub enum Checker {
     Votes,
     /// P6, the other way round: a store that did not go back in time is not taken for one that did.
     FalseAlarms,
+    /// A node whose clock is far from its peers' dates no write.
+    Clocks,
     /// No assertion fails, in the nodes or around them. Found where a run ends early, not in its history.
     Assertions,
 }
@@ -70,7 +73,7 @@ pub struct Violation {
 
 impl Checker {
     /// All of them.
-    pub const ALL: [Checker; 15] = [
+    pub const ALL: [Checker; 16] = [
         Checker::LostWrites,
         Checker::QuorumOverlap,
         Checker::DefiniteErrors,
@@ -85,6 +88,7 @@ impl Checker {
         Checker::Changes,
         Checker::Votes,
         Checker::FalseAlarms,
+        Checker::Clocks,
         Checker::Assertions,
     ];
 
@@ -106,6 +110,7 @@ impl Checker {
             Checker::Changes => changes::check(history),
             Checker::Votes => votes::check(history),
             Checker::FalseAlarms => false_alarms::check(history),
+            Checker::Clocks => clocks::check(history),
             Checker::Assertions => Vec::new(),
         }
     }
