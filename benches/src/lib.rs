@@ -80,7 +80,8 @@ impl Trio {
                     }
                     Output::Datagram { to, packet } => {
                         let index = usize::try_from(to.0 - 1).expect("one of three");
-                        self.nodes[index].0.handle(self.now, Input::Datagram(packet));
+                        let from = NodeId(u32::try_from(at + 1).expect("one of three"));
+                        self.nodes[index].0.handle(self.now, Input::Datagram { from, packet });
                     }
                     Output::Commit(batch) => {
                         let engine = &self.nodes[at].1;

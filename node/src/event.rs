@@ -49,8 +49,13 @@ pub enum Input {
     },
     /// A peer says.
     Peer(Envelope),
-    /// A packet about who is up, from whoever.
-    Datagram(Bytes),
+    /// A packet about who is up.
+    Datagram {
+        /// The peer that sent it.
+        from: NodeId,
+        /// The packet.
+        packet: Bytes,
+    },
     /// A way to a peer was opened. What was sent to it before may be lost; it is greeted at once.
     Connected(NodeId),
     /// A peer's process said goodbye and has ended: nothing it says is still to come.

@@ -13,9 +13,10 @@
 use std::{collections::BTreeMap, num::NonZeroU8, num::NonZeroUsize, time::Duration};
 
 use antientropy::version::UnixMillis;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use foca::{
-    AccumulatingRuntime, Config, Foca, NoCustomBroadcast, OwnedNotification, PostcardCodec, State, Timer,
+    AccumulatingRuntime, Codec, Config, Foca, Header, Message, NoCustomBroadcast, OwnedNotification,
+    PostcardCodec, State, Timer,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
@@ -28,7 +29,7 @@ use crate::settings::Settings;
 pub const DATAGRAM_BYTES_MAX: usize = 1100;
 
 /// Whoever is late by more than this stood still.
-const STALL: Duration = Duration::from_millis(250);
+pub(crate) const STALL: Duration = Duration::from_millis(250);
 
 /// How often a peer that is in touch, and not known to be a member, is told that this node is one.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(250);
@@ -38,6 +39,12 @@ const INDIRECT_PROBES: NonZeroUsize = NonZeroUsize::new(3).expect("positive");
 
 /// How often each piece of news is told on; doubled logarithm of a thousand members.
 const TRANSMISSIONS_MAX: NonZeroU8 = NonZeroU8::new(20).expect("positive");
+
+/// The longest step of a generation, as a power of two in milliseconds: seventy years. Whatever a clock says, a few dozen
+/// steps are enough.
+const STEP_MAX: u32 = 41;
+/// No generation is so high: whoever says so is mistaken, and could not be outbid.
+const GENERATION_MAX: u64 = 1 << 56;
 
 /// How often news is told apart from probes, and to how many.
 const GOSSIP_INTERVAL: Duration = Duration::from_millis(200);
@@ -86,7 +93,7 @@ impl foca::Identity for Member {
     type Addr = NodeId;
 
     fn renew(&self) -> Option<Member> {
-        let step = 1 << self.renewals.min(62);
+        let step = 1 << self.renewals.min(STEP_MAX);
         let generation = self.generation.saturating_add(step);
         Some(Member { node: self.node, generation, renewals: self.renewals.saturating_add(1) })
     }
@@ -130,9 +137,22 @@ impl Membership {
         }
     }
 
-    /// A packet arrived. Whether it made sense.
-    pub(crate) fn receive(&mut self, now: Duration, packet: &[u8]) -> bool {
+    /// A packet of a peer arrived. Whether it made sense: it speaks for that peer, and of nodes that are known.
+    pub(crate) fn receive(
+        &mut self,
+        now: Duration,
+        from: NodeId,
+        packet: &[u8],
+        is_known: impl Fn(NodeId) -> bool,
+    ) -> bool {
         self.catch_up(now);
+        let own = self.foca.identity().node;
+        let is_sound = |member: &Member| {
+            (member.node == own || is_known(member.node)) && member.generation < GENERATION_MAX
+        };
+        if !speaks_for(from, packet, is_sound) {
+            return false;
+        }
         let taken = self.foca.handle_data(packet, &mut self.runtime);
         self.schedule(now);
         taken.is_ok()
@@ -219,6 +239,34 @@ impl Membership {
     }
 }
 
+/// Whether a packet is the word of `from`, and names only members that are sound.
+fn speaks_for(from: NodeId, mut packet: &[u8], is_sound: impl Fn(&Member) -> bool) -> bool {
+    let mut codec = PostcardCodec;
+    let header: Result<Header<Member>, _> = codec.decode_header(&mut packet);
+    let Ok(Header { src, dst, message, .. }) = &header else { return false };
+    let third = match message {
+        Message::PingReq { target: third, .. }
+        | Message::IndirectPing { origin: third, .. }
+        | Message::IndirectAck { target: third, .. }
+        | Message::ForwardedAck { origin: third, .. } => Some(third),
+        Message::Ping(_)
+        | Message::Ack(_)
+        | Message::Announce
+        | Message::Feed
+        | Message::Gossip
+        | Message::Broadcast
+        | Message::TurnUndead => None,
+    };
+    if src.node != from || ![src, dst].into_iter().chain(third).all(&is_sound) {
+        return false;
+    }
+    let count = packet.try_get_u16().unwrap_or(0);
+    (0..count).all(|_| {
+        let update: Result<foca::Member<Member>, _> = codec.decode_member(&mut packet);
+        update.is_ok_and(|update| is_sound(update.id()))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use antientropy::version::ContextKey;
@@ -230,6 +278,10 @@ mod tests {
         Membership::new(NodeId(node), UnixMillis(1_780_000_000_000), u64::from(node), &settings)
     }
 
+    fn any(_: NodeId) -> bool {
+        true
+    }
+
     fn packet(from: &mut Membership) -> Bytes {
         from.poll_packet().expect("there is one").1
     }
@@ -238,12 +290,22 @@ mod tests {
     fn two_that_are_in_touch_become_members() {
         let (mut one, mut two) = (member(1), member(2));
         one.announce(Duration::ZERO, [NodeId(2)].into_iter());
-        assert!(two.receive(Duration::ZERO, &packet(&mut one)));
+        assert!(two.receive(Duration::ZERO, NodeId(1), &packet(&mut one), any));
         assert_eq!(two.poll_finding(), Some(Finding::Up(NodeId(1))));
-        assert!(one.receive(Duration::ZERO, &packet(&mut two)));
+        assert!(one.receive(Duration::ZERO, NodeId(2), &packet(&mut two), any));
         assert_eq!(one.poll_finding(), Some(Finding::Up(NodeId(2))));
         one.announce(Duration::from_secs(9), [NodeId(2)].into_iter());
         assert_eq!(one.poll_packet().map(|(to, _)| to), None, "it is one already");
+    }
+
+    #[test]
+    fn a_node_that_is_declared_dead_again_and_again_always_has_another_name() {
+        let mut name = Member { node: NodeId(1), generation: 1_780_000_000_000, renewals: 0 };
+        for _ in 0..1000 {
+            let next = foca::Identity::renew(&name).unwrap();
+            assert!(foca::Identity::win_addr_conflict(&next, &name) && next.generation < GENERATION_MAX);
+            name = next;
+        }
     }
 
     /// What nodes of one version send is what those of the next have to read.
@@ -260,18 +322,20 @@ mod tests {
         one.announce(Duration::ZERO, [NodeId(2)].into_iter());
         let good = packet(&mut one);
         for length in 0..good.len() {
-            assert!(!two.receive(Duration::ZERO, &good[..length]), "cut to {length}");
+            assert!(!two.receive(Duration::ZERO, NodeId(1), &good[..length], any), "cut to {length}");
         }
-        assert!(!two.receive(Duration::ZERO, &[0; DATAGRAM_BYTES_MAX + 1]));
-        assert!(!one.receive(Duration::ZERO, &good), "from itself");
+        assert!(!two.receive(Duration::ZERO, NodeId(1), &[0; DATAGRAM_BYTES_MAX + 1], any));
+        assert!(!one.receive(Duration::ZERO, NodeId(1), &good, any), "from itself");
+        assert!(!two.receive(Duration::ZERO, NodeId(3), &good, any), "it speaks for another");
+        assert!(!two.receive(Duration::ZERO, NodeId(1), &good, |_| false), "of a stranger");
         for byte in 0..good.len() {
             for bit in 0..8 {
                 let mut flipped = good.to_vec();
                 flipped[byte] ^= 1 << bit;
                 // Some make sense all the same; none may do harm.
-                two.receive(Duration::ZERO, &flipped);
+                two.receive(Duration::ZERO, NodeId(1), &flipped, any);
             }
         }
-        assert!(two.receive(Duration::ZERO, &good));
+        assert!(two.receive(Duration::ZERO, NodeId(1), &good, any));
     }
 }

@@ -122,6 +122,8 @@ struct Peer {
     waiting_since: Option<Duration>,
     /// Whether it was found dead, and has not been heard since.
     is_dead: bool,
+    /// Whether it said goodbye, and has not been heard since.
+    has_left: bool,
     /// Until when others are asked first.
     avoided_until: Duration,
     /// Deadlines that it missed one after the other.
@@ -289,7 +291,7 @@ impl Peers {
             }
         }
         peer.unanswered = 0;
-        peer.is_dead = false;
+        (peer.is_dead, peer.has_left) = (false, false);
         peer.last_heard = now.monotonic;
         let offset = wall.0.cast_signed().saturating_sub(now.wall.0.cast_signed());
         peer.clock.sample(now.monotonic, offset);
@@ -366,6 +368,25 @@ impl Peers {
         self.peers.get_mut(&node).is_some_and(|peer| std::mem::replace(&mut peer.is_dead, is_dead) != is_dead)
     }
 
+    /// A peer said goodbye.
+    pub(crate) fn left(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            (peer.is_dead, peer.has_left) = (true, true);
+        }
+    }
+
+    /// Whether it is a peer.
+    pub(crate) fn knows(&self, node: NodeId) -> bool {
+        self.peers.contains_key(&node)
+    }
+
+    /// This process stood still for so long: no peer was silent meanwhile.
+    pub(crate) fn stood_still(&mut self, stall: Duration) {
+        for since in self.peers.values_mut().filter_map(|peer| peer.waiting_since.as_mut()) {
+            *since += stall;
+        }
+    }
+
     /// Whether requests may be sent to the peer.
     pub(crate) fn is_up(&self, now: Now, node: NodeId, settings: &Settings) -> bool {
         self.peers.get(&node).is_some_and(|peer| peer.is_up(now, settings))
@@ -381,10 +402,11 @@ impl Peers {
         self.peers.get(&node).is_some_and(|peer| peer.ever_greeted)
     }
 
-    /// Whether the peer may be left out of what waits for all that are up.
+    /// Whether the peer may be left out of what waits for all that are up. What others say of it is not enough: it may be
+    /// the only one to know that this node's store went back in time.
     pub(crate) fn is_down(&self, now: Now, node: NodeId, settings: &Settings) -> bool {
         self.peers.get(&node).is_none_or(|peer| {
-            peer.is_dead || peer.unanswered >= GREETINGS_UNANSWERED_MAX || peer.is_silent(now, settings)
+            peer.has_left || peer.unanswered >= GREETINGS_UNANSWERED_MAX || peer.is_silent(now, settings)
         })
     }
 
@@ -413,9 +435,15 @@ impl Peers {
     }
 
     /// How far this node's clock is ahead of the median of its peers', in milliseconds; none if none was heard.
-    pub(crate) fn drift_ms(&self) -> Option<i64> {
+    pub(crate) fn drift_ms(&self, now: Now) -> Option<i64> {
+        // What was heard long ago may have been said before this machine was stopped, and its clock set by as much.
+        let is_recent = |peer: &&Peer| now.monotonic <= peer.last_heard + 2 * CLOCK_WINDOW;
+        let best = |peer: &Peer| peer.clock.best();
         let mut offsets: SmallVec<[i64; 8]> =
-            self.peers.values().filter_map(|peer| peer.clock.best()).collect();
+            self.peers.values().filter(is_recent).filter_map(best).collect();
+        if offsets.is_empty() {
+            offsets = self.peers.values().filter_map(best).collect();
+        }
         offsets.sort_unstable();
         // Of an even number the one nearer to us: a clock is not refused on half of the evidence.
         let (low, high) = (offsets.get(offsets.len().checked_sub(1)? / 2)?, offsets.get(offsets.len() / 2)?);
@@ -739,11 +767,13 @@ mod tests {
         peers.hello(PEER, StartId(1), STORE, &recovered(0));
         peers.welcome(PEER);
         assert!(peers.found(PEER, true) && !peers.found(PEER, true));
-        assert!(!peers.is_up(at(10), PEER, &settings) && peers.is_down(at(10), PEER, &settings));
+        assert!(!peers.is_up(at(10), PEER, &settings) && !peers.is_down(at(10), PEER, &settings));
         peers.heard(at(20), PEER, STORE, Sequence(0), UnixMillis(0));
         assert!(peers.is_up(at(20), PEER, &settings));
         assert!(peers.found(PEER, true) && peers.found(PEER, false));
         assert!(peers.is_up(at(30), PEER, &settings));
+        peers.left(PEER);
+        assert!(!peers.is_up(at(30), PEER, &settings) && peers.is_down(at(30), PEER, &settings));
         assert!(!peers.found(NodeId(9), true), "a stranger");
     }
 
@@ -774,31 +804,31 @@ mod tests {
         let mut peers = peers(&[PEER]);
         peers.heed_clock(now(0, 0));
         peers.heard(now(0, 0), PEER, STORE, Sequence(0), UnixMillis(9_000_000));
-        assert_eq!(peers.drift_ms(), Some(0));
+        assert_eq!(peers.drift_ms(at(0)), Some(0));
         peers.heed_clock(now(10, 3_600_000));
-        assert_eq!(peers.drift_ms(), Some(3_600_000));
+        assert_eq!(peers.drift_ms(at(0)), Some(3_600_000));
         peers.heed_clock(now(20, -3_600_000));
-        assert_eq!(peers.drift_ms(), Some(-3_600_000));
+        assert_eq!(peers.drift_ms(at(0)), Some(-3_600_000));
         peers.heed_clock(now(30, 1));
-        assert_eq!(peers.drift_ms(), Some(1));
+        assert_eq!(peers.drift_ms(at(0)), Some(1));
         (30..1000_i64).for_each(|ms| peers.heed_clock(now(ms.cast_unsigned(), 31 - ms)));
         assert!(
-            peers.drift_ms().is_some_and(|drift| (-970..=-966).contains(&drift)),
+            peers.drift_ms(at(0)).is_some_and(|drift| (-970..=-966).contains(&drift)),
             "{:?}",
-            peers.drift_ms()
+            peers.drift_ms(at(0))
         );
     }
 
     #[test]
     fn drift_is_measured_from_the_median_and_delay_does_not_look_like_drift() {
         let mut peers = peers(&[NodeId(2), NodeId(3), NodeId(4)]);
-        assert_eq!(peers.drift_ms(), None);
+        assert_eq!(peers.drift_ms(at(0)), None);
         let wall = |ahead: i64| UnixMillis((1_000_000 + ahead).cast_unsigned());
         peers.heard(at(0), NodeId(2), STORE, Sequence(0), wall(2000));
         peers.heard(at(0), NodeId(3), STORE, Sequence(0), wall(2010));
         peers.heard(at(0), NodeId(4), STORE, Sequence(0), wall(-90_000));
-        assert_eq!(peers.drift_ms(), Some(-2000));
+        assert_eq!(peers.drift_ms(at(0)), Some(-2000));
         peers.heard(at(0), NodeId(3), STORE, Sequence(0), wall(500));
-        assert_eq!(peers.drift_ms(), Some(-2000), "a late message is a late message");
+        assert_eq!(peers.drift_ms(at(0)), Some(-2000), "a late message is a late message");
     }
 }

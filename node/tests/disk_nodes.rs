@@ -85,7 +85,7 @@ fn document(stores: &[StoreId]) -> ClusterDocument {
 impl Cluster {
     /// Three founders that have formed and hold a few acknowledged values.
     fn formed(name: &str) -> Cluster {
-        let now = Now { monotonic: Duration::from_secs(1), wall: UnixMillis(1_800_000_000_000) };
+        let now = Now { monotonic: Duration::from_secs(1), wall: UnixMillis(1_800_000_001_000) };
         let mut cluster = Cluster {
             scratch: Scratch::in_memory(name),
             processes: vec![None, None, None],
@@ -149,6 +149,13 @@ impl Cluster {
         }
     }
 
+    /// Time passes, by both clocks.
+    fn pass(&mut self, time: Duration) {
+        self.now.monotonic += time;
+        self.now.wall =
+            UnixMillis(1_800_000_000_000 + u64::try_from(self.now.monotonic.as_millis()).unwrap());
+    }
+
     /// Does what the nodes want done, until they want nothing more, and goes on so for some time.
     fn run(&mut self, time: Duration) {
         let end = self.now.monotonic + time;
@@ -157,13 +164,12 @@ impl Cluster {
             let due = self.nodes().filter_map(|node| node.poll_timeout()).map(|(at, _)| at).min();
             let Some(due) = due.filter(|due| *due <= end) else { break };
             let passed = due.saturating_sub(self.now.monotonic) + Duration::from_micros(1);
-            self.now.monotonic += passed;
-            self.now.wall.0 += u64::try_from(passed.as_millis()).unwrap() + 1;
+            self.pass(passed);
             for process in self.processes.iter_mut().flatten() {
                 process.node.handle_timeout(self.now);
             }
         }
-        self.now.monotonic = self.now.monotonic.max(end);
+        self.pass(end.saturating_sub(self.now.monotonic));
     }
 
     /// Does what every node wants done now. Whether there was anything.

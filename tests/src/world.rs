@@ -524,7 +524,8 @@ impl World {
         let Datagram { from, to, to_incarnation, packet } = datagram;
         if self.network.connects(from, to) && self.hosts[to].incarnation == to_incarnation {
             self.hash(&[4, from as u64, to as u64, packet.len() as u64]);
-            self.input(to, Input::Datagram(packet));
+            let from = self.hosts[from].node;
+            self.input(to, Input::Datagram { from, packet });
         }
     }
 

@@ -92,6 +92,10 @@ fn a_process_that_stood_still_is_found_dead_and_finds_nobody_dead() {
         if pause >= 2000 {
             assert!(all_see(&scenario, 5, 3, false), "after {pause} ms");
         }
+        scenario.run_for(ms(5));
+        for other in (0..5).filter(|other| *other != 3) {
+            assert!(scenario.sees_up(3, other), "it has heard nobody for {pause} ms, and knows why");
+        }
         scenario.run_for(ms(1500));
         for host in 0..5 {
             assert!(all_see(&scenario, 5, host, true), "{host}, after {pause} ms");

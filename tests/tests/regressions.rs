@@ -503,3 +503,22 @@ fn a_clock_that_jumps_dates_no_write() {
         assert_kept(&mut scenario);
     }
 }
+
+/// Hints are kept for some hours, by the wall clock, and one that jumps ahead must not make them all old.
+#[test]
+fn a_clock_that_jumps_ahead_drops_no_hints() {
+    let mut swarm = Swarm::calm(3);
+    swarm.settings.exchange_interval = Duration::from_secs(86_400);
+    let mut scenario = Scenario::new(swarm);
+    let [first, second] = [0, 1].map(|position| scenario.replica(CART, position));
+    scenario.crash(second);
+    scenario.run_for(ms(2500));
+    let put = scenario.put(first, CART, write_at(Level::Quorum));
+    scenario.set_skew_ms(first, 4 * 3_600_000);
+    scenario.run_for(ms(1000));
+    scenario.set_skew_ms(first, 0);
+    scenario.start(second);
+    scenario.run_for(ms(1000));
+    assert!(scenario.holds(second, put));
+    assert_kept(&mut scenario);
+}

@@ -205,7 +205,7 @@ fn check_clocks<S: Store>(
     seen: Option<u64>,
 ) -> Result<Counter, Refusal> {
     let max_ms = i64::try_from(local.settings.clock_drift_max.as_millis()).unwrap_or(i64::MAX);
-    if let Some(drift_ms) = local.peers.drift_ms()
+    if let Some(drift_ms) = local.peers.drift_ms(local.now)
         && drift_ms.saturating_abs() > max_ms
         && local.planted != Some(PlantedBug::DriftIgnored)
     {

@@ -250,18 +250,26 @@ impl ReadOperation {
     fn replace_late<S: Store>(&mut self, local: &mut Local<S>) {
         let (now, most) = (local.now.monotonic, local.settings.read_retry_after);
         let is_asked = |node: NodeId| self.asked.iter().any(|asked| asked.node == node);
-        let others = self.located.owners.nodes().filter(|node| !is_asked(*node) && local.is_up(*node));
-        let mut others = others.count();
+        // Those in whose place another could be asked.
+        let mut replaceable: Vec<NodeId> = Vec::new();
+        for group in self.tally.groups() {
+            let free = group.members.iter().filter(|node| !is_asked(**node) && local.is_up(**node)).count();
+            let awaited =
+                self.asked.iter().filter(|asked| asked.is_awaited() && group.members.contains(&asked.node));
+            replaceable.extend(awaited.map(|asked| asked.node).take(free));
+        }
         for asked in self.asked.iter_mut().filter(|asked| asked.is_awaited()) {
             let waited = now.saturating_sub(asked.at);
             if waited >= most {
                 asked.is_replaced = true;
                 local.counters.replicas_replaced += 1;
                 local.missed(asked.node);
-            } else if others > 0 && waited >= local.peers.patience(asked.node, most) && local.hedges.take() {
+            } else if replaceable.contains(&asked.node)
+                && waited >= local.peers.patience(asked.node, most)
+                && local.hedges.take()
+            {
                 asked.is_replaced = true;
                 local.counters.reads_hedged += 1;
-                others -= 1;
             }
         }
     }
@@ -277,6 +285,14 @@ impl ReadOperation {
         let awaited = self.asked.iter().filter(|asked| asked.is_awaited());
         let next = awaited.map(late).filter(|at| *at > now).min();
         self.set_timer(local, next.unwrap_or(now + most));
+    }
+
+    /// The read goes on without those that were replaced: they have taken so long at least.
+    fn note_silence<S: Store>(&self, local: &mut Local<S>) {
+        for asked in self.asked.iter().filter(|asked| asked.is_replaced && asked.answer.is_none()) {
+            let took = local.now.monotonic.saturating_sub(asked.at);
+            local.peers.answered(asked.node, took, &local.settings);
+        }
     }
 
     /// How long an answer took, if it is the first to its question.
@@ -380,7 +396,10 @@ impl ReadOperation {
     fn evaluate<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
         match &self.phase {
             Phase::Gathering => match self.tally.verdict(|node| self.vote(local, node)) {
-                Verdict::Met => self.settle(local),
+                Verdict::Met => {
+                    self.note_silence(local);
+                    self.settle(local)
+                }
                 Verdict::Pending => {
                     self.ask_more(local);
                     Ended::Step(Step::Continue)

@@ -23,7 +23,7 @@ use ring::{Durability, NodeId};
 
 use crate::{
     coordinator::Step,
-    local::{Event, Local},
+    local::{Event, Local, Unheld},
     message::{MergeOutcome, MergePath, Message, Tag},
     planted::PlantedBug,
     storage::{ObjectKey, Sequence, Store},
@@ -36,6 +36,9 @@ const REPLAY_TIMEOUT: Duration = Duration::from_secs(1);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Bytes of records on their way to one target before more are sent: large values must not fill its connection.
 const FLYING_BYTES_MAX: usize = 4 << 20;
+
+/// Hints that are stored again with one batch, after batches were refused.
+const SAVED_AT_ONCE: usize = 4096;
 
 /// A hint as it is read back: whom it is for, since when, and what it names.
 pub(crate) type StoredHint = (NodeId, UnixMillis, ObjectKey);
@@ -120,7 +123,9 @@ impl Hints {
             }
         }
         if !self.unsaved.is_empty() && !local.replica.is_refusing() {
-            for (target, object) in std::mem::take(&mut self.unsaved) {
+            let rest = self.unsaved.iter().nth(SAVED_AT_ONCE).cloned();
+            let rest = rest.map_or_else(BTreeSet::new, |first| self.unsaved.split_off(&first));
+            for (target, object) in std::mem::replace(&mut self.unsaved, rest) {
                 self.save(local, target, object);
             }
         }
@@ -132,7 +137,11 @@ impl Hints {
         let now = local.now.monotonic;
         let mut gone = Vec::new();
         for (&target, queue) in &mut self.queues {
-            if queue.wait_until > now || !local.is_up(target) {
+            for object in queue.surplus(local) {
+                local.counters.hints_dropped += 1;
+                gone.push((target, object));
+            }
+            if queue.wait_until > now || !can_take(local, target) {
                 continue;
             }
             if queue.is_to_ask() {
@@ -144,7 +153,7 @@ impl Hints {
                 && let Some((since, object)) = queue.next()
             {
                 match HintOperation::start(local, target, object.clone(), since) {
-                    Some(hint) => {
+                    Ok(Some(hint)) => {
                         queue.granted -= 1;
                         queue.flying_bytes += hint.bytes;
                         queue.flying.insert(object.clone(), since);
@@ -153,11 +162,22 @@ impl Hints {
                             queue.flying.remove(&object);
                         }
                     }
-                    None => {
+                    Ok(None) => {
                         local.counters.hints_dropped += 1;
                         gone.push((target, object));
                     }
+                    Err(Unheld::Damaged | Unheld::Unreadable) => {
+                        // It may be there all the same, or an exchange brings it back.
+                        queue.waiting.insert(object.clone(), since);
+                        queue.by_age.push_back((since, object));
+                        queue.wait_until = now + REPLAY_TIMEOUT;
+                        break;
+                    }
                 }
+            }
+            if queue.waiting.is_empty() {
+                // What is left of the grant is not for hints that come later.
+                queue.granted = 0;
             }
         }
         for (target, object) in gone {
@@ -204,10 +224,15 @@ impl Hints {
         }
     }
 
+    /// How many are on their way.
+    pub(crate) fn flying(&self) -> usize {
+        self.queues.values().map(|queue| queue.flying.len()).sum()
+    }
+
     /// When something can be done next.
     pub(crate) fn next_due<S: Store>(&self, local: &Local<S>) -> Option<Duration> {
         let can = |(target, queue): &(&NodeId, &Queue)| {
-            (queue.is_to_ask() || queue.is_to_send()) && local.is_up(**target)
+            (queue.is_to_ask() || queue.is_to_send()) && can_take(local, **target)
         };
         self.queues.iter().filter(can).map(|(_, queue)| queue.wait_until).min()
     }
@@ -250,6 +275,12 @@ impl Hints {
     }
 }
 
+/// Whether hints can be sent to a target: it is up, and with the store that the document records, as far as it has said.
+fn can_take<S: Store>(local: &Local<S>, target: NodeId) -> bool {
+    let is_recorded = |store| local.recorded_store(target) == Some(store);
+    local.is_up(target) && local.peers.introduced(target).is_none_or(|(store, _)| is_recorded(store))
+}
+
 impl Queue {
     /// Whether the target is to be asked how many it takes.
     fn is_to_ask(&self) -> bool {
@@ -273,8 +304,11 @@ impl Queue {
     /// Takes out those that are too old, and the oldest of those that are too many.
     fn surplus<S: Store>(&mut self, local: &Local<S>) -> Vec<ObjectKey> {
         let (age_max, most) = (local.settings.hint_age_max, local.settings.hints_per_peer_max);
-        let is_old =
-            |since: UnixMillis| Duration::from_millis(local.now.wall.0.saturating_sub(since.0)) > age_max;
+        let age = |since: UnixMillis| Duration::from_millis(local.now.wall.0.saturating_sub(since.0));
+        // A clock that has jumped ahead makes everything old.
+        let drift_ms = || local.peers.drift_ms(local.now).unwrap_or(0).unsigned_abs();
+        let is_right = || u128::from(drift_ms()) <= local.settings.clock_drift_max.as_millis();
+        let is_old = |since: UnixMillis| age(since) > age_max && is_right();
         let mut surplus = Vec::new();
         while self.waiting.len() > most || self.by_age.front().is_some_and(|(since, _)| is_old(*since)) {
             let Some((_, object)) = self.next() else { break };
@@ -295,17 +329,20 @@ impl HintOperation {
         target: NodeId,
         object: ObjectKey,
         since: UnixMillis,
-    ) -> Option<HintOperation> {
-        let partition = object.partition(local.document.as_ref()?.partitions);
-        let record = local.held(&object, partition).ok()??;
+    ) -> Result<Option<HintOperation>, Unheld> {
+        let Some(document) = &local.document else { return Err(Unheld::Unreadable) };
+        let partition = object.partition(document.partitions);
+        let Some(record) = local.held(&object, partition)? else { return Ok(None) };
         let operation = local.numbers.take();
         let tag = Tag { operation, question: 0 };
+        // A large one needs time on its way: a megabyte a second at the least.
         let timer = local.now.monotonic + REPLAY_TIMEOUT;
+        let bytes = record.encoded_len() + object.encoded().len();
+        let timer = timer + Duration::from_micros(bytes.try_into().unwrap_or(u64::MAX));
         local.timers.insert((timer, operation));
-        let bytes = record.bytes_len();
         let (durability, path) = (Durability::Disk, MergePath::Hint);
         local.send(target, Message::Merge { tag, object: object.clone(), record, durability, path });
-        Some(HintOperation { operation, target, object, since, bytes, timer, is_delivered: false })
+        Ok(Some(HintOperation { operation, target, object, since, bytes, timer, is_delivered: false }))
     }
 
     /// Its number.
@@ -316,6 +353,9 @@ impl HintOperation {
     /// The target said how it ended. What a store acknowledged that the document does not record is still owed.
     pub(crate) fn on_event<S: Store>(&mut self, local: &mut Local<S>, event: Event) -> Step {
         if let Event::Merged { from, store, outcome } = event {
+            if from != self.target {
+                return Step::Continue;
+            }
             let is_recorded = local.recorded_store(from) == Some(store);
             self.is_delivered = is_recorded && matches!(outcome, MergeOutcome::Applied { .. });
         }

@@ -43,7 +43,7 @@ impl<S: Store> Node<S> {
     /// How far this node's clock is ahead of the median of its peers', in milliseconds; none if none was heard.
     #[must_use]
     pub fn clock_drift_ms(&self) -> Option<i64> {
-        self.local.peers.drift_ms()
+        self.local.peers.drift_ms(self.local.now)
     }
 
     /// Bytes written and not yet synced.

@@ -109,7 +109,7 @@ impl<S: Store> Node<S> {
     pub(super) fn serve(&mut self, from: NodeId, header: &Header, message: Message) {
         let is_stale = header.epoch < self.local.epoch();
         if let Message::Merge { path: MergePath::Hint, .. } = message {
-            self.grants.used(from);
+            self.grants.used(self.local.now.monotonic, from);
         }
         let local = &mut self.local;
         match message {
@@ -167,7 +167,10 @@ impl<S: Store> Node<S> {
                 let merges = self.grants.grant(local, from, waiting);
                 local.send(from, Message::HintGrant { merges });
             }
-            Message::HintGrant { merges } => self.hints.granted(local.now.monotonic, from, merges),
+            Message::HintGrant { merges } => {
+                let most = u32::try_from(local.settings.hints_granted_max).unwrap_or(u32::MAX);
+                self.hints.granted(local.now.monotonic, from, merges.min(most));
+            }
             Message::Agreement(message) => self.on_agreement(from, header.store, *message),
             Message::Hello { .. }
             | Message::Welcome { .. }

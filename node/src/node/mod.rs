@@ -35,7 +35,7 @@ use crate::{
     hedge::HedgeBudget,
     hints::{HintOperation, Hints, grants::Grants},
     local::{Event, Local},
-    membership::{Finding, Membership},
+    membership::{Finding, Membership, STALL},
     message::{Envelope, StartId},
     operations::{Numbers, Operations},
     peers::Peers,
@@ -226,8 +226,9 @@ impl<S: Store> Node<S> {
             }
             Input::Change { client, change, timeout } => self.on_change(client, change, timeout),
             Input::Peer(envelope) => self.on_message(envelope),
-            Input::Datagram(packet) => {
-                if !self.membership.receive(now.monotonic, &packet) {
+            Input::Datagram { from, packet } => {
+                let peers = &self.local.peers;
+                if !self.membership.receive(now.monotonic, from, &packet, |node| peers.knows(node)) {
                     self.local.counters.datagrams_ignored += 1;
                 }
             }
@@ -236,7 +237,7 @@ impl<S: Store> Node<S> {
                 self.greet();
             }
             Input::Left(peer) => {
-                self.local.peers.found(peer, true);
+                self.local.peers.left(peer);
             }
             Input::Committed(sequence) => self.on_committed(sequence),
             Input::CommitFailed(sequence) => {
@@ -252,6 +253,13 @@ impl<S: Store> Node<S> {
     }
 
     fn set_now(&mut self, now: Now) {
+        // If it was due long ago, the process stood still.
+        if now.monotonic > self.local.now.monotonic + STALL
+            && let Some((due, _)) = self.poll_timeout()
+            && now.monotonic > due + STALL
+        {
+            self.local.peers.stood_still(now.monotonic - due.max(self.local.now.monotonic));
+        }
         self.local.now = now;
         self.local.peers.heed_clock(now);
     }

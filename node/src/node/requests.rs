@@ -44,7 +44,9 @@ impl<S: Store> Node<S> {
         if self.local.is_stopping {
             return Err(Refusal::NotReady);
         }
-        if self.operations.len() >= self.local.settings.requests_max {
+        // What is replayed for others is bounded by itself.
+        let requests = self.operations.len().saturating_sub(self.hints.flying());
+        if requests >= self.local.settings.requests_max {
             return Err(Refusal::Overloaded(Limit::Requests));
         }
         let located = admit::locate(&self.local, request)?;

@@ -277,7 +277,7 @@ impl Links {
             if link.generation.get() != generation {
                 return Closing::Superseded;
             }
-            self.mailbox.put_patiently(Mail::Input(Input::Datagram(packet))).await;
+            self.mailbox.put_patiently(Mail::Input(Input::Datagram { from: link.peer, packet })).await;
         }
         Closing::Done
     }
