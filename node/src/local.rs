@@ -66,9 +66,9 @@ pub(crate) struct Local<S> {
     /// Merges that were not acknowledged and are left to hints: the target and the object.
     pub(crate) hints_left: Vec<(NodeId, ObjectKey)>,
     pub(crate) numbers: Numbers,
-    /// Whether the process is about to end.
     /// How many replicas reads may ask early.
     pub(crate) hedges: HedgeBudget,
+    /// Whether the process is about to end.
     pub(crate) is_stopping: bool,
     /// Whether something has begun to wait for a batch in this turn.
     pub(crate) is_awaiting: bool,

@@ -28,9 +28,6 @@ use crate::settings::Settings;
 /// The most bytes of a packet: what one QUIC datagram carries over any path that QUIC works on.
 pub const DATAGRAM_BYTES_MAX: usize = 1100;
 
-/// Whoever is late by more than this stood still.
-pub(crate) const STALL: Duration = Duration::from_millis(250);
-
 /// How often a peer that is in touch, and not known to be a member, is told that this node is one.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -145,7 +142,6 @@ impl Membership {
         packet: &[u8],
         is_known: impl Fn(NodeId) -> bool,
     ) -> bool {
-        self.catch_up(now);
         let own = self.foca.identity().node;
         let is_sound = |member: &Member| {
             (member.node == own || is_known(member.node)) && member.generation < GENERATION_MAX
@@ -158,9 +154,14 @@ impl Membership {
         taken.is_ok()
     }
 
+    /// The process stood still for so long: everything is put off by as much.
+    pub(crate) fn stood_still(&mut self, stall: Duration) {
+        let timers = std::mem::take(&mut self.timers);
+        self.timers = timers.into_iter().map(|((at, number), timer)| ((at + stall, number), timer)).collect();
+    }
+
     /// Does what is due.
     pub(crate) fn handle_timeout(&mut self, now: Duration) {
-        self.catch_up(now);
         while let Some(due) = self.timers.first_entry().filter(|due| due.key().0 <= now) {
             let timer = due.remove();
             if self.is_void(&timer) {
@@ -224,17 +225,6 @@ impl Membership {
         while let Some((after, timer)) = self.runtime.to_schedule() {
             self.timers_set += 1;
             self.timers.insert((now + after, self.timers_set), timer);
-        }
-    }
-
-    /// If the process stood still, everything is put off by as long.
-    fn catch_up(&mut self, now: Duration) {
-        let Some(due) = self.next_due() else { return };
-        let late = now.saturating_sub(due);
-        if late > STALL {
-            let timers = std::mem::take(&mut self.timers);
-            self.timers =
-                timers.into_iter().map(|((at, number), timer)| ((at + late, number), timer)).collect();
         }
     }
 }

@@ -23,8 +23,8 @@ pub(crate) const DOCUMENT: &[u8] = b"document";
 const PEERS: &[u8] = b"peers";
 /// Where the last process that stopped in good order left its name.
 const CLEAN: &[u8] = b"clean";
-/// Marks read at a time.
-const MARKS_AT_ONCE: usize = 1024;
+/// Facts read at a time.
+const FACTS_AT_ONCE: usize = 4096;
 
 /// What was read back.
 pub(crate) struct Recovered {
@@ -74,20 +74,29 @@ pub fn read_document(store: &impl Store) -> Option<ClusterDocument> {
 
 /// The marks of all copies.
 fn read_marks<S: Store>(store: &S) -> BTreeMap<PartitionId, Mark> {
-    let mut marks = BTreeMap::new();
-    let end = [Mark::PREFIX, &[0xff; 3]].concat();
-    let mut after = Bytes::from_static(Mark::PREFIX);
-    while let Ok(found) = store.scan(Table::Meta, Some(&after), &end, MARKS_AT_ONCE) {
+    let mark = |key: &Bytes, stored: &Bytes| {
+        let mark = open_stored(key, stored).ok().and_then(Mark::decode)?;
+        Some((Mark::partition(key)?, mark))
+    };
+    read_under(store, Mark::PREFIX, mark).into_iter().collect()
+}
+
+/// What `decode` makes of each fact whose key begins with `prefix`, in the order of the keys, as far as the store can be
+/// read. (No key goes on with more than twenty of the highest byte.)
+pub(crate) fn read_under<S: Store, T>(
+    store: &S,
+    prefix: &'static [u8],
+    decode: impl Fn(&Bytes, &Bytes) -> Option<T>,
+) -> Vec<T> {
+    let mut decoded = Vec::new();
+    let end = [prefix, &[0xff; 20]].concat();
+    let mut after = Bytes::from_static(prefix);
+    while let Ok(found) = store.scan(Table::Meta, Some(&after), &end, FACTS_AT_ONCE) {
         let Some((last, _)) = found.last() else { break };
         after = last.clone();
-        for (key, stored) in &found {
-            let mark = open_stored(key, stored).ok().and_then(Mark::decode);
-            if let (Some(partition), Some(mark)) = (Mark::partition(key), mark) {
-                marks.insert(partition, mark);
-            }
-        }
+        decoded.extend(found.iter().filter_map(|(key, stored)| decode(key, stored)));
     }
-    marks
+    decoded
 }
 
 /// The document as it is stored.

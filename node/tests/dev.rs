@@ -12,16 +12,14 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
-use running::free_ports;
+use running::{free_ports, fresh_path};
 
 /// A directory of its own, which is removed at the end.
 struct Folder(PathBuf);
 
 impl Folder {
     fn new() -> Folder {
-        let mut name = [0; 8];
-        getrandom::fill(&mut name).unwrap();
-        let path = std::env::temp_dir().join(format!("quorate-dev-{:016x}", u64::from_be_bytes(name)));
+        let path = fresh_path();
         std::fs::create_dir(&path).unwrap();
         Folder(path)
     }
@@ -67,7 +65,7 @@ impl Ready {
     }
 
     fn signal(&self, signal: &str) {
-        kill(self.child.id(), signal);
+        running::signal(self.child.id(), signal);
     }
 }
 
@@ -76,10 +74,6 @@ impl Drop for Ready {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-fn kill(pid: u32, signal: &str) {
-    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
 }
 
 /// The ids of the nodes' processes that stand in their files.
@@ -105,7 +99,7 @@ fn every_signal_that_asks_for_an_end_gets_one_in_good_order() {
 fn a_node_that_is_hung_up_ends_in_good_order_and_the_command_that_starts_it_again_works() {
     let (folder, ports) = (Folder::new(), free_ports(2));
     let mut ready = Ready::start(dev(&folder.0, ports, &["--processes"]));
-    kill(pids(&folder.0)[1], "-HUP");
+    running::signal(pids(&folder.0)[1], "-HUP");
     let said = ready.line();
     let again = said.trim().strip_prefix("node 2 has ended (exit status: 0); start it again with: ").unwrap();
     let mut again =
@@ -114,7 +108,7 @@ fn a_node_that_is_hung_up_ends_in_good_order_and_the_command_that_starts_it_agai
         assert_eq!(again.try_wait().unwrap(), None, "{said}");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    kill(again.id(), "-TERM");
+    running::signal(again.id(), "-TERM");
     assert_eq!(again.wait().unwrap().code(), Some(0));
 }
 

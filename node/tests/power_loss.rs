@@ -19,7 +19,7 @@ use std::{
 
 use client::{Client, KeyspaceHandle, Level};
 use ring::NodeId;
-use running::{ByHand, Running, eventually};
+use running::{ByHand, Running, eventually, missing, number_from, signal};
 
 const NODES: u32 = 3;
 const WRITERS: usize = 32;
@@ -124,7 +124,7 @@ impl Machines {
     /// The power of some machines goes, at once as far as anybody can tell: their processes stand still first.
     fn cut_power(&mut self, which: &[usize]) {
         for index in which {
-            self.processes[*index].as_ref().unwrap().signal("-STOP");
+            signal(self.processes[*index].as_ref().unwrap().pid(), "-STOP");
         }
         for index in which {
             self.volumes[*index].shut_down();
@@ -163,26 +163,9 @@ async fn write(keyspace: KeyspaceHandle, cycle: u32, writer: usize, until: Insta
     acknowledged
 }
 
-/// Those of the keys that a quorum does not know.
-async fn missing(keyspace: &KeyspaceHandle, keys: &[String]) -> Vec<String> {
-    let mut missing = Vec::new();
-    for some in keys.chunks(64) {
-        let gets = some
-            .iter()
-            .map(|key| tokio::spawn(keyspace.get(key.clone()).r(Level::Quorum).timeout(TIMEOUT).send()));
-        for (get, key) in gets.collect::<Vec<_>>().into_iter().zip(some) {
-            let found = get.await.unwrap().unwrap_or_else(|error| panic!("{key}: {error}"));
-            if !found.values.iter().any(|value| value.bytes == key.as_bytes()) {
-                missing.push(key.clone());
-            }
-        }
-    }
-    missing
-}
-
 #[tokio::test]
 async fn what_was_acknowledged_as_on_disk_survives_the_loss_of_power_everywhere() {
-    let cycles = std::env::var("QUORATE_POWER_CUTS").map_or(3, |cycles| cycles.parse().unwrap());
+    let cycles = number_from("QUORATE_POWER_CUTS", 3);
     let mut machines = match Machines::new() {
         Ok(machines) => machines,
         Err(reason) => {

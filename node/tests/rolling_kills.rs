@@ -18,7 +18,7 @@ use std::{
 
 use client::{Client, KeyspaceHandle, Level};
 use ring::NodeId;
-use running::{ByHand, Running, eventually};
+use running::{ByHand, Running, eventually, missing, number_from};
 use tokio::task::LocalSet;
 
 const NODES: u32 = 5;
@@ -32,10 +32,6 @@ struct Seen {
     latencies: Vec<(Duration, Duration)>,
     acknowledged: Vec<String>,
     failures: Vec<String>,
-}
-
-fn number_from(name: &str, default: u32) -> u32 {
-    std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
 /// Writes new keys and reads old ones in turn, each at its time or as soon after as the one before has ended.
@@ -151,15 +147,8 @@ fn nodes_that_are_killed_one_after_the_other_cost_no_request() {
             quantile(&mut during, 1000),
         );
         assert!(failures.is_empty(), "{failures:?}");
-        for keys in acknowledged.chunks(256) {
-            let gets = keys.iter().map(|key| {
-                tokio::spawn(keyspace.get(key.clone()).r(Level::Quorum).timeout(TIMEOUT).send())
-            });
-            for (get, key) in gets.collect::<Vec<_>>().into_iter().zip(keys) {
-                let found = get.await.unwrap().unwrap();
-                assert!(found.values.iter().any(|value| value.bytes == key.as_bytes()), "{key} is lost");
-            }
-        }
+        let lost = missing(&keyspace, &acknowledged).await;
+        assert!(lost.is_empty(), "{} of {} are lost, {:?} first", lost.len(), acknowledged.len(), lost[0]);
         eprintln!("{} acknowledged writes are all there", acknowledged.len());
         client.close().await;
     });

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use client::{Level, ReadOptions, ReadRepair, RequestId, WriteOptions};
 use quorate_tests::{
-    history::{KeyId, Outcome},
+    history::{KeyId, Outcome, WriteId},
     scenario::Scenario,
     swarm::Swarm,
 };
@@ -36,6 +36,23 @@ fn in_memory(level: Level) -> WriteOptions {
 
 fn named(request: u128) -> WriteOptions {
     WriteOptions { request: RequestId(request), timeout: ms(100), ..WriteOptions::default() }
+}
+
+/// Three nodes that compare copies once a day: what a replica has missed comes by hints.
+fn hints_alone() -> Swarm {
+    let mut swarm = Swarm::calm(3);
+    swarm.settings.exchange_interval = Duration::from_secs(86_400);
+    swarm
+}
+
+/// The cart's first and second replica, and a put that the first coordinates while the second is down.
+fn missed_by_the_second(scenario: &mut Scenario) -> (usize, usize, WriteId) {
+    let [first, second] = [0, 1].map(|position| scenario.replica(CART, position));
+    scenario.crash(second);
+    scenario.run_for(ms(2500));
+    let put = scenario.put(first, CART, write_at(Level::Quorum));
+    assert!(scenario.is_acknowledged(put));
+    (first, second, put)
 }
 
 /// Asserts that a finished scenario kept all promises.
@@ -436,14 +453,8 @@ fn a_filling_copy_is_mended_while_another_is_gone() {
 /// restarted meanwhile, and though copies are compared once a day.
 #[test]
 fn hints_survive_a_restart_of_their_holder() {
-    let mut swarm = Swarm::calm(3);
-    swarm.settings.exchange_interval = Duration::from_secs(86_400);
-    let mut scenario = Scenario::new(swarm);
-    let [first, second] = [0, 1].map(|position| scenario.replica(CART, position));
-    scenario.crash(second);
-    scenario.run_for(ms(2500));
-    let put = scenario.put(first, CART, write_at(Level::Quorum));
-    assert!(scenario.is_acknowledged(put));
+    let mut scenario = Scenario::new(hints_alone());
+    let (first, second, put) = missed_by_the_second(&mut scenario);
     // The hint was left with the batch that brought the value, which has just been acknowledged as synced.
     scenario.crash(first);
     scenario.start(first);
@@ -463,8 +474,7 @@ fn hints_survive_a_restart_of_their_holder() {
 /// A replica that comes back and takes one hint at a time, from all of its holders together, gets them all.
 #[test]
 fn hints_come_one_by_one_if_no_more_is_granted() {
-    let mut swarm = Swarm::calm(3);
-    swarm.settings.exchange_interval = Duration::from_secs(86_400);
+    let mut swarm = hints_alone();
     swarm.settings.hints_granted_max = 1;
     swarm.keys = 40;
     let mut scenario = Scenario::new(swarm);
@@ -507,13 +517,8 @@ fn a_clock_that_jumps_dates_no_write() {
 /// Hints are kept for some hours, by the wall clock, and one that jumps ahead must not make them all old.
 #[test]
 fn a_clock_that_jumps_ahead_drops_no_hints() {
-    let mut swarm = Swarm::calm(3);
-    swarm.settings.exchange_interval = Duration::from_secs(86_400);
-    let mut scenario = Scenario::new(swarm);
-    let [first, second] = [0, 1].map(|position| scenario.replica(CART, position));
-    scenario.crash(second);
-    scenario.run_for(ms(2500));
-    let put = scenario.put(first, CART, write_at(Level::Quorum));
+    let mut scenario = Scenario::new(hints_alone());
+    let (first, second, put) = missed_by_the_second(&mut scenario);
     scenario.set_skew_ms(first, 4 * 3_600_000);
     scenario.run_for(ms(1000));
     scenario.set_skew_ms(first, 0);

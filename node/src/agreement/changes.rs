@@ -173,6 +173,11 @@ fn invalid(fault: String) -> Outlook {
     Outlook::Refused(ControlError::Invalid(vec![fault]))
 }
 
+/// A readmission that nothing is known of yet to record.
+fn too_early(fault: String) -> Outlook {
+    invalid(fault + "; wait until the node is up with its new disk, and try again")
+}
+
 fn create(document: &ClusterDocument, new: &NewKeyspace) -> Outlook {
     let keyspace = match keyspace_of(new, &document.datacenters, &document.members) {
         Ok(keyspace) => keyspace,
@@ -215,10 +220,10 @@ fn readmit(
         return Outlook::Done(ControlReply::Readmitted { epoch: document.epoch });
     }
     match heard.or(*target) {
-        None => invalid(format!("{node} is not heard, so its store is not known")),
+        None => too_early(format!("{node} is not heard, so its store is not known")),
         // Another was proposed, and may yet be recorded.
         Some(heard) if heard == recorded && target.is_some() => Outlook::Unsettled,
-        Some(heard) if heard == recorded => invalid(format!("{} of {node} is recorded already", heard.0)),
+        Some(heard) if heard == recorded => too_early(format!("{} of {node} is recorded already", heard.0)),
         Some((store, voter)) => {
             *target = Some((store, voter));
             let next = document.readmit(node, store, voter);
@@ -314,6 +319,19 @@ mod tests {
         let (mut changes, first) = (readmission(), document());
         let member = &first.members[&NODE];
         let ended = changes.review(&first, |_| Some((member.store, member.voter)));
-        assert!(matches!(&ended[..], [(ClientTag(1), Err(ControlError::Invalid(_)))]), "{ended:?}");
+        let said = |ended: &[Ended]| match ended {
+            [(ClientTag(1), Err(ControlError::Invalid(faults)))] => faults.join(", "),
+            other => panic!("{other:?}"),
+        };
+        let expected = "store-0000000000000002 of node-2 is recorded already; wait until the node is up with its new disk, \
+                        and try again";
+        assert_eq!(said(&ended), expected);
+        let ended = readmission().review(&first, |_| None);
+        let expected = "node-2 is not heard, so its store is not known; wait until the node is up with its new disk, and \
+                        try again";
+        assert_eq!(said(&ended), expected);
+        let mut stranger = Changes::new();
+        stranger.push(ClientTag(1), Change::Readmit { node: NodeId(9) }, DEADLINE);
+        assert_eq!(said(&stranger.review(&first, |_| None)), "node-9 is not a member");
     }
 }

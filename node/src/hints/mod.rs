@@ -335,10 +335,10 @@ impl HintOperation {
         let Some(record) = local.held(&object, partition)? else { return Ok(None) };
         let operation = local.numbers.take();
         let tag = Tag { operation, question: 0 };
-        // A large one needs time on its way: a megabyte a second at the least.
-        let timer = local.now.monotonic + REPLAY_TIMEOUT;
         let bytes = record.encoded_len() + object.encoded().len();
-        let timer = timer + Duration::from_micros(bytes.try_into().unwrap_or(u64::MAX));
+        // A large one needs time on its way: a megabyte a second at the least.
+        let on_its_way = Duration::from_micros(bytes.try_into().unwrap_or(u64::MAX));
+        let timer = local.now.monotonic + REPLAY_TIMEOUT + on_its_way;
         local.timers.insert((timer, operation));
         let (durability, path) = (Durability::Disk, MergePath::Hint);
         local.send(target, Message::Merge { tag, object: object.clone(), record, durability, path });

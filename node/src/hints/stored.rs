@@ -5,12 +5,13 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ring::NodeId;
 
 use super::StoredHint;
-use crate::storage::{ObjectKey, Store, Table, open_stored, seal_stored};
+use crate::{
+    recovery::read_under,
+    storage::{ObjectKey, Store, open_stored, seal_stored},
+};
 
 /// What all keys of hints begin with.
 const PREFIX: &[u8] = b"hint/";
-/// Hints read at a time.
-const HINTS_AT_ONCE: usize = 4096;
 
 /// Where a hint is stored: the prefix, its target (4 bytes, big-endian), and its object's encoded name.
 pub(super) fn key(target: NodeId, object: &ObjectKey) -> Bytes {
@@ -29,15 +30,7 @@ pub(super) fn value(target: NodeId, object: &ObjectKey, since: UnixMillis) -> By
 
 /// All hints of a store. One that cannot be read is none: exchanges cover it.
 pub(crate) fn read_hints<S: Store>(store: &S) -> Vec<StoredHint> {
-    let mut hints = Vec::new();
-    let end = [PREFIX, &[0xff; 20]].concat();
-    let mut after = Bytes::from_static(PREFIX);
-    while let Ok(found) = store.scan(Table::Meta, Some(&after), &end, HINTS_AT_ONCE) {
-        let Some((last, _)) = found.last() else { break };
-        after = last.clone();
-        hints.extend(found.iter().filter_map(|(key, stored)| decode(key, stored)));
-    }
-    hints
+    read_under(store, PREFIX, decode)
 }
 
 fn decode(key: &Bytes, stored: &Bytes) -> Option<StoredHint> {
@@ -54,7 +47,7 @@ mod tests {
     use ring::{KeyspaceId, StoreId};
 
     use super::*;
-    use crate::storage::{Batch, Change, MemoryEngine, Sequence};
+    use crate::storage::{Batch, Change, MemoryEngine, Sequence, Table};
 
     #[test]
     fn hints_read_back_and_nothing_else_does() {

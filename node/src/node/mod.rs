@@ -35,7 +35,7 @@ use crate::{
     hedge::HedgeBudget,
     hints::{HintOperation, Hints, grants::Grants},
     local::{Event, Local},
-    membership::{Finding, Membership, STALL},
+    membership::{Finding, Membership},
     message::{Envelope, StartId},
     operations::{Numbers, Operations},
     peers::Peers,
@@ -49,6 +49,9 @@ use crate::{
 
 /// How long to wait before a document is asked for again.
 const DOCUMENT_RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// Whoever is late by more than this stood still.
+const STALL: Duration = Duration::from_millis(250);
 
 /// How long after a refused batch to find out whether the store takes one again.
 const PROBE_AFTER: Duration = Duration::from_millis(100);
@@ -253,12 +256,14 @@ impl<S: Store> Node<S> {
     }
 
     fn set_now(&mut self, now: Now) {
-        // If it was due long ago, the process stood still.
+        // If it was due long ago, the process stood still: nothing is concluded from that.
         if now.monotonic > self.local.now.monotonic + STALL
             && let Some((due, _)) = self.poll_timeout()
             && now.monotonic > due + STALL
         {
-            self.local.peers.stood_still(now.monotonic - due.max(self.local.now.monotonic));
+            let stall = now.monotonic - due.max(self.local.now.monotonic);
+            self.local.peers.stood_still(stall);
+            self.membership.stood_still(stall);
         }
         self.local.now = now;
         self.local.peers.heed_clock(now);

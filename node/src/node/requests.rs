@@ -45,8 +45,8 @@ impl<S: Store> Node<S> {
             return Err(Refusal::NotReady);
         }
         // What is replayed for others is bounded by itself.
-        let requests = self.operations.len().saturating_sub(self.hints.flying());
-        if requests >= self.local.settings.requests_max {
+        let (operations, most) = (self.operations.len(), self.local.settings.requests_max);
+        if operations >= most && operations.saturating_sub(self.hints.flying()) >= most {
             return Err(Refusal::Overloaded(Limit::Requests));
         }
         let located = admit::locate(&self.local, request)?;

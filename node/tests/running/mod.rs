@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use client::{Client, ClientConfig};
+use client::{Client, ClientConfig, KeyspaceHandle, Level};
 use node::shell::dev::{DevCluster, DevOptions, Mode};
 
 /// A cluster in a directory of its own, which is removed at the end.
@@ -38,9 +38,7 @@ impl Running {
 
     fn start(nodes: u32, mode: &Mode) -> Running {
         let (base_port, http_base_port) = free_ports(u16::try_from(nodes).unwrap());
-        let mut name = [0; 8];
-        getrandom::fill(&mut name).unwrap();
-        let directory = std::env::temp_dir().join(format!("quorate-test-{:016x}", u64::from_be_bytes(name)));
+        let directory = fresh_path();
         let datacenters = vec!["local".to_owned()];
         let options = DevOptions { nodes, directory, base_port, http_base_port, datacenters, fresh: false };
         let cluster = match DevCluster::start(options.clone(), mode, || false) {
@@ -83,8 +81,7 @@ impl Running {
 
     /// Ends a node's process at once.
     pub(crate) fn kill(&self, node: u32) {
-        let status = Command::new("kill").args(["-9", &self.pid(node).to_string()]).status().unwrap();
-        assert!(status.success());
+        signal(self.pid(node), "-9");
     }
 }
 
@@ -109,6 +106,40 @@ fn logs(options: &DevOptions) -> String {
         format!("--- node {node}\n{last}\n")
     };
     (1..=options.nodes).map(log).collect()
+}
+
+/// A path for a directory of a test's own, where nothing is yet.
+pub(crate) fn fresh_path() -> PathBuf {
+    let mut name = [0; 8];
+    getrandom::fill(&mut name).unwrap();
+    std::env::temp_dir().join(format!("quorate-test-{:016x}", u64::from_be_bytes(name)))
+}
+
+/// Sends a process a signal, by its name with a dash.
+pub(crate) fn signal(pid: u32, signal: &str) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+/// How long or how much a suite is to do, from the environment.
+pub(crate) fn number_from(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).map_or(default, |value| value.parse().unwrap())
+}
+
+/// Those of the keys under which a quorum does not know a value that is the key itself.
+pub(crate) async fn missing(keyspace: &KeyspaceHandle, keys: &[String]) -> Vec<String> {
+    let mut missing = Vec::new();
+    for some in keys.chunks(256) {
+        let get =
+            |key: &String| keyspace.get(key.clone()).r(Level::Quorum).timeout(Duration::from_secs(5)).send();
+        let gets: Vec<_> = some.iter().map(|key| tokio::spawn(get(key))).collect();
+        for (get, key) in gets.into_iter().zip(some) {
+            let found = get.await.unwrap().unwrap_or_else(|error| panic!("{key}: {error}"));
+            if !found.values.iter().any(|value| value.bytes == key.as_bytes()) {
+                missing.push(key.clone());
+            }
+        }
+    }
+    missing
 }
 
 /// Ports from which on so many are free, for QUIC and for HTTP.
@@ -140,10 +171,9 @@ impl ByHand {
         ByHand(command.spawn().unwrap())
     }
 
-    /// Sends it a signal, by its name with a dash.
-    pub(crate) fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
-        assert!(status.success());
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
     }
 }
 

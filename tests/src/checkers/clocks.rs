@@ -2,21 +2,21 @@
 //!
 //! Looked at are writes that need more than one replica, so that their coordinator must have heard a peer; in runs in which
 //! nodes mind their clocks; while all other clocks have been right from the beginning. Then a write that was sent while its
-//! coordinator's clock had been off by seconds more than the bound (a word that is late looks like a clock that is), and ended before the clock was set again, must not have
-//! been acknowledged by it.
+//! coordinator's clock had been off by seconds more than the bound (a word that is late looks like a clock that is), and
+//! ended before the clock was set again, must not have been acknowledged by it.
 
 use client::Level;
 use ring::NodeId;
 
 use crate::{
-    history::{ClockSet, History},
+    history::{ClockSet, History, Outcome},
     schedule::Moment,
 };
 
 /// How far other clocks may be off, in milliseconds: less than any bound that is drawn.
 const RIGHT_MS_MAX: u64 = 100;
-/// How much more than the bound a clock has to be off to be off for sure: longer than any message takes, or waits for a process
-/// that stands still.
+/// How much more than the bound a clock has to be off to be off for sure: longer than any message takes, or waits for a
+/// process that stands still.
 const SURELY_MS: u64 = 5000;
 
 /// The writes that were dated by a clock that is off.
@@ -29,7 +29,7 @@ pub(crate) fn check(history: &History) -> Vec<String> {
             continue;
         }
         for attempt in &write.attempts {
-            let crate::history::Outcome::Acknowledged(by) = &attempt.outcome else { continue };
+            let Outcome::Acknowledged(by) = &attempt.outcome else { continue };
             // A delete that found nothing dates nothing; and what was forwarded was sent before it was there.
             if by.version.is_none()
                 || by.coordinator != attempt.node

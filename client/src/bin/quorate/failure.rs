@@ -54,8 +54,6 @@ pub(crate) enum CommandError {
     Write { failure: WriteFailure },
     #[error("{failure}{}", advice_on_control(failure))]
     Control { failure: ControlFailure },
-    #[error("{0}; wait until the node is up with its new disk, and try again")]
-    NotReadmitted(ControlFailure),
     #[error(
         "the key has {0} concurrent values, and --raw prints a single one: get it without --raw, or with --json"
     )]
@@ -123,7 +121,6 @@ impl CommandError {
             CommandError::Line { cause, .. } => cause.exit(),
             CommandError::Control { .. }
             | CommandError::NoSuchKeyspace(_)
-            | CommandError::NotReadmitted(_)
             | CommandError::SeveralValues(_)
             | CommandError::LongStdin
             | CommandError::Keys(_)
@@ -150,19 +147,6 @@ impl CommandError {
                 CommandError::NobodyThere(unreachable)
             }
             error => CommandError::Connect(error),
-        }
-    }
-
-    /// A readmission that failed.
-    pub(crate) fn readmit(failure: ControlFailure) -> CommandError {
-        // A member's refusal is known by its words alone.
-        let is_too_early =
-            |fault: &String| fault.contains("is not heard") || fault.contains("is recorded already");
-        match &failure {
-            ControlFailure::Refused(ControlError::Invalid(faults)) if faults.iter().any(is_too_early) => {
-                CommandError::NotReadmitted(failure)
-            }
-            _ => failure.into(),
         }
     }
 
@@ -282,27 +266,5 @@ fn advice_on_control(failure: &ControlFailure) -> &'static str {
         }
         failure if failure.is_in_doubt() => "; it may have happened, or may yet: running it again is safe",
         _ => "",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_readmission_that_comes_too_early_says_what_to_wait_for() {
-        let refused = |fault: &str| {
-            let refused = ControlFailure::Refused(ControlError::Invalid(vec![fault.to_owned()]));
-            let error = CommandError::readmit(refused);
-            assert_eq!(error.exit(), Exit::Failed);
-            error.to_string()
-        };
-        for fault in
-            ["node-2 is not heard, so its store is not known", "store-1d15 of node-2 is recorded already"]
-        {
-            let expected = format!("{fault}; wait until the node is up with its new disk, and try again");
-            assert_eq!(refused(fault), expected);
-        }
-        assert_eq!(refused("node-9 is not a member"), "node-9 is not a member");
     }
 }

@@ -95,10 +95,7 @@ pub(crate) async fn readmit(
 ) -> Result<Exit, CommandError> {
     let session = interrupt.may_end(Session::open(global)).await?;
     let node = readmit.node;
-    let readmitted = async {
-        let readmitted = session.client.readmit(node, session.change_timeout()).await;
-        readmitted.map_err(CommandError::readmit)
-    };
+    let readmitted = async { Ok(session.client.readmit(node, session.change_timeout()).await?) };
     let epoch = interrupt.may_doubt(readmitted).await?;
     let document = ReadmitDocument { node: node.0, epoch: epoch.0 };
     output.print(&document, |text| {
