@@ -7,6 +7,7 @@
 mod access;
 pub mod certificates;
 mod error;
+pub mod hedge;
 mod level;
 mod library;
 mod request;

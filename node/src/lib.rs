@@ -17,7 +17,6 @@ mod counters;
 mod event;
 mod exchange;
 mod formation;
-mod hedge;
 mod hints;
 mod local;
 mod membership;

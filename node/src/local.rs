@@ -11,6 +11,7 @@ use std::{
 
 use antientropy::version::{Record, VersionDigest};
 use bytes::Bytes;
+use client::hedge::HedgeBudget;
 use rand_chacha::ChaCha8Rng;
 use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId, VoterId};
 
@@ -20,7 +21,6 @@ use crate::{
     counters::Counters,
     event::{Now, Output},
     exchange::RETRY_AFTER,
-    hedge::HedgeBudget,
     message::{
         DocumentName, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind,
         ReadPurpose, StartId, Tag,

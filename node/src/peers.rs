@@ -22,13 +22,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use antientropy::version::UnixMillis;
 use bytes::Bytes;
+use client::hedge::SlowAnswers;
 use ring::{Epoch, NodeId, StoreId, VoterId};
 use smallvec::SmallVec;
 
 use crate::{
     agreement::votes::is_later,
     event::Now,
-    hedge::SlowAnswers,
     message::{Recovery, StartId},
     recovery::peers_to_store,
     settings::Settings,
@@ -52,6 +52,8 @@ const AVOIDED_MAX: Duration = Duration::from_secs(8);
 const CLOCK_JUMP_MS_MIN: i64 = 3;
 /// How long the best clock sample of a peer is kept: at least one window, at most two.
 const CLOCK_WINDOW: Duration = Duration::from_secs(5);
+/// The least time that a peer is waited for before another is asked as well: below it, timers cost more than they save.
+const PATIENCE_MIN: Duration = Duration::from_millis(1);
 
 /// All peers.
 pub(crate) struct Peers {
@@ -348,7 +350,8 @@ impl Peers {
 
     /// How long to wait for the peer's answer before another is asked as well, at most `most`.
     pub(crate) fn patience(&self, node: NodeId, most: Duration) -> Duration {
-        self.peers.get(&node).map_or(most, |peer| peer.slow_answers.delay(most))
+        let slowest = self.peers.get(&node).and_then(|peer| peer.slow_answers.slowest());
+        slowest.map_or(most, |slowest| slowest.max(PATIENCE_MIN).min(most))
     }
 
     /// The peer missed a deadline: others are asked before it for a while, which differs by up to a half as `random` says,

@@ -24,12 +24,6 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Nodes that an error names.
 const UNREACHED_MAX: usize = 8;
-/// How long a read waits for one coordinator before another is asked too. A coordinator itself replaces a silent
-/// replica after 50 ms, so one that says nothing for this long is likely down.
-const READ_SLICE: Duration = Duration::from_millis(250);
-/// How long a write waits for one coordinator before it is sent to another too, if the caller allows that. Longer
-/// than the worst sync of a healthy disk, since a second coordinator may store the value twice.
-const WRITE_SLICE: Duration = Duration::from_millis(500);
 
 /// What kind of operation it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +35,26 @@ pub(crate) enum Kind {
         /// Whether it may be sent again after an attempt that may have happened.
         retry_in_doubt: bool,
     },
+}
+
+impl Kind {
+    /// The longest that a first attempt waits for its coordinator before another is asked too. A coordinator itself
+    /// replaces a silent replica after 50 ms; a write waits longer than the worst sync of a healthy disk, since a second
+    /// coordinator may store the value twice.
+    pub(crate) fn slice_max(self) -> Duration {
+        match self {
+            Kind::Read => Duration::from_millis(250),
+            Kind::Write { .. } => Duration::from_millis(500),
+        }
+    }
+
+    /// The shortest, however fast a coordinator was of late.
+    pub(crate) fn slice_min(self) -> Duration {
+        match self {
+            Kind::Read => Duration::from_millis(10),
+            Kind::Write { .. } => Duration::from_millis(25),
+        }
+    }
 }
 
 /// How one attempt ended without success.
@@ -89,8 +103,11 @@ pub(crate) enum Next {
 /// How long the coordinator of an attempt may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Patience {
-    /// After this time it counts as failed for whoever chooses a node next.
+    /// After this time it counts as failed for whoever chooses a node next, and another attempt may begin if the budget
+    /// for early ones allows.
     pub(crate) slice: Duration,
+    /// After this time another attempt may begin anyway.
+    pub(crate) slice_max: Duration,
     /// Whether another attempt may then begin beside this one, which is still waited for.
     pub(crate) may_repeat: bool,
 }
@@ -127,16 +144,20 @@ impl Attempts {
         }
     }
 
-    /// An attempt begins.
-    pub(crate) fn begin(&mut self) -> Patience {
-        let (slice, may_repeat) = match self.kind {
-            Kind::Read => (READ_SLICE, true),
-            Kind::Write { retry_in_doubt } => (WRITE_SLICE, retry_in_doubt),
+    /// An attempt begins, at a node that is late after `slice`.
+    pub(crate) fn begin(&mut self, slice: Duration) -> Patience {
+        let may_repeat = match self.kind {
+            Kind::Read => true,
+            Kind::Write { retry_in_doubt } => retry_in_doubt,
         };
         // Each waits longer than the one before: where everything is slow, more attempts make it slower.
-        let slice = slice.saturating_mul(1 << self.begun.min(8));
+        let factor = 1 << self.begun.min(8);
         self.begun += 1;
-        Patience { slice, may_repeat: may_repeat && self.begun < self.max }
+        Patience {
+            slice: slice.saturating_mul(factor),
+            slice_max: self.kind.slice_max().saturating_mul(factor),
+            may_repeat: may_repeat && self.begun < self.max,
+        }
     }
 
     /// An attempt ended.
@@ -255,6 +276,7 @@ mod tests {
     use crate::{DoubtCause, LevelError, Limit};
 
     const WRITE: Kind = Kind::Write { retry_in_doubt: false };
+    const SLICE: Duration = Duration::from_millis(40);
     const RETRIED: Kind = Kind::Write { retry_in_doubt: true };
 
     fn refused(refusal: Refusal) -> Ended {
@@ -319,8 +341,8 @@ mod tests {
             assert!(attempts.into_write_failure().is_in_doubt());
             assert_ne!(Attempts::new(RETRIED, ATTEMPTS_MAX).end(ended), Next::Stop);
         }
-        assert!(!Attempts::new(WRITE, ATTEMPTS_MAX).begin().may_repeat, "silence is doubt, too");
-        assert!(Attempts::new(RETRIED, ATTEMPTS_MAX).begin().may_repeat);
+        assert!(!Attempts::new(WRITE, ATTEMPTS_MAX).begin(SLICE).may_repeat, "silence is doubt, too");
+        assert!(Attempts::new(RETRIED, ATTEMPTS_MAX).begin(SLICE).may_repeat);
     }
 
     #[test]
@@ -357,7 +379,7 @@ mod tests {
     #[test]
     fn one_attempt_can_be_all_there_is() {
         let mut attempts = Attempts::new(RETRIED, 1);
-        assert!(!attempts.begin().may_repeat);
+        assert!(!attempts.begin(SLICE).may_repeat);
         assert_eq!(attempts.end(refused(Refusal::NotReady)), Next::Stop);
         assert_eq!(Attempts::new(Kind::Read, 1).end(unsent()), Next::Stop);
     }
@@ -368,15 +390,16 @@ mod tests {
         let mut waits = Vec::new();
         let mut slices = Vec::new();
         for _ in 1..ATTEMPTS_MAX {
-            let patience = attempts.begin();
+            let patience = attempts.begin(SLICE);
             assert!(patience.may_repeat);
             slices.push(patience.slice);
+            assert!(patience.slice_max >= patience.slice);
             assert_eq!(attempts.end(refused(Refusal::Overloaded(Limit::Unsynced))), Next::Backoff);
             waits.push(attempts.backoff(&random));
         }
-        assert!(!attempts.begin().may_repeat);
+        assert!(!attempts.begin(SLICE).may_repeat);
         assert_eq!(attempts.end(refused(Refusal::Overloaded(Limit::Unsynced))), Next::Stop);
-        assert_eq!(&slices[..3], [READ_SLICE, READ_SLICE * 2, READ_SLICE * 4]);
+        assert_eq!(&slices[..3], [SLICE, SLICE * 2, SLICE * 4]);
         assert!(waits[0] <= BACKOFF_FIRST && waits[8] > BACKOFF_FIRST && waits[14] <= BACKOFF_MAX);
     }
 }

@@ -16,10 +16,12 @@ use tokio::{
 };
 
 use super::{
+    attempts::Kind,
     connection::Connection,
     dialer::Dialer,
     failure::{DialError, Unreached},
 };
+use crate::hedge::{HedgeBudget, SlowAnswers};
 
 /// How long a node is left alone after its first failure; it doubles with each that follows.
 const REST_FIRST: Duration = Duration::from_millis(100);
@@ -36,6 +38,12 @@ const SAMPLES_MIN: u32 = 3;
 /// A latency counts half after this time, so that a node that was slow once is tried again: after a second or two, by
 /// one request. Trying it at random instead would put a share of all requests in its way.
 const LATENCY_HALF_LIFE: Duration = Duration::from_millis(500);
+/// How many times as long as its slowest answers of late a node may take before it is late.
+const LATE_FACTOR: u32 = 2;
+/// Answers of one kind after which the slowest is known, and after which it is forgotten.
+const SLOW_WINDOW: usize = 100;
+/// Attempts in a row that may begin early because of one node: as many as a busy client has in flight at it.
+const HEDGES_MAX: u32 = 100;
 /// How long to wait for a connection before another node is asked. The dialing goes on.
 pub(crate) const LINK_WAIT: Duration = Duration::from_millis(250);
 
@@ -68,8 +76,11 @@ enum Link {
 type Dialing = watch::Receiver<Option<Result<Arc<Connection>, DialError>>>;
 
 /// How a node has fared of late.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Health {
+    /// Of reads and of writes.
+    slow_answers: [SlowAnswers; 2],
+    hedges: HedgeBudget,
     latency_s: f64,
     samples: u32,
     measured: Option<Instant>,
@@ -166,7 +177,7 @@ impl Node {
             cluster,
             link: Mutex::new(Link::Idle),
             in_flight: AtomicU32::new(0),
-            health: Mutex::new(Health::default()),
+            health: Mutex::new(Health::new()),
         }
     }
 
@@ -220,8 +231,26 @@ impl Node {
     }
 
     /// It answered after so long.
-    pub(crate) fn answered(&self, latency: Duration) {
-        self.lock_health().answered(Instant::now(), latency);
+    pub(crate) fn answered(&self, kind: Kind, latency: Duration) {
+        let mut health = self.lock_health();
+        health.slow(kind).sample(latency, SLOW_WINDOW);
+        health.hedges.asked();
+        health.answered(Instant::now(), latency);
+    }
+
+    /// It had not answered after so long, and another has meanwhile.
+    pub(crate) fn outrun(&self, kind: Kind, waited: Duration) {
+        self.lock_health().slow(kind).sample(waited, SLOW_WINDOW);
+    }
+
+    /// How long it is waited for before it is late.
+    pub(crate) fn slice(&self, kind: Kind) -> Duration {
+        self.lock_health().slice(kind)
+    }
+
+    /// Whether another attempt may begin because it is late; it is counted as begun.
+    pub(crate) fn take_hedge(&self) -> bool {
+        self.lock_health().hedges.take()
     }
 
     /// It could not be reached, did not answer, or cannot serve. Once for each time that it is asked anew: what
@@ -293,6 +322,29 @@ impl Drop for Dial<'_> {
 }
 
 impl Health {
+    fn new() -> Health {
+        Health {
+            slow_answers: [SlowAnswers::default(); 2],
+            hedges: HedgeBudget::new(HEDGES_MAX),
+            latency_s: 0.0,
+            samples: 0,
+            measured: None,
+            failures: 0,
+            rests_until: None,
+            is_probed: false,
+        }
+    }
+
+    fn slow(&mut self, kind: Kind) -> &mut SlowAnswers {
+        &mut self.slow_answers[usize::from(kind != Kind::Read)]
+    }
+
+    fn slice(&mut self, kind: Kind) -> Duration {
+        let slowest = self.slow(kind).slowest();
+        let slice = slowest.map_or(kind.slice_max(), |slowest| slowest * LATE_FACTOR);
+        slice.clamp(kind.slice_min(), kind.slice_max())
+    }
+
     fn latency_s(&self, now: Instant) -> f64 {
         let Some(measured) = self.measured else { return 0.0 };
         let half_lives = now.duration_since(measured).as_secs_f64() / LATENCY_HALF_LIFE.as_secs_f64();
@@ -337,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_node_rests_longer_with_each_failure_in_a_row() {
-        let (mut health, now) = (Health::default(), Instant::now());
+        let (mut health, now) = (Health::new(), Instant::now());
         health.failed(now);
         assert_eq!(health.rests_until, Some(now + REST_FIRST));
         health.failed(now + REST_FIRST / 2);
@@ -353,7 +405,7 @@ mod tests {
 
     #[test]
     fn after_a_rest_one_request_is_risked() {
-        let (mut health, now) = (Health::default(), Instant::now());
+        let (mut health, now) = (Health::new(), Instant::now());
         health.chosen(now);
         assert_eq!(health.rests_until, None, "a healthy node is not probed");
         health.failed(now);
@@ -366,7 +418,7 @@ mod tests {
 
     #[test]
     fn a_rest_is_bounded() {
-        let (mut health, mut now) = (Health::default(), Instant::now());
+        let (mut health, mut now) = (Health::new(), Instant::now());
         for _ in 0..40 {
             health.failed(now);
             now = health.rests_until.unwrap();
@@ -376,8 +428,26 @@ mod tests {
     }
 
     #[test]
+    fn a_node_is_late_after_twice_its_slowest_answers_of_late() {
+        let (node, write) =
+            (Node::new(NodeId(1), String::new(), ClusterId(1)), Kind::Write { retry_in_doubt: true });
+        assert_eq!(node.slice(Kind::Read), Kind::Read.slice_max(), "nothing is known");
+        for millis in 0..200 {
+            node.answered(Kind::Read, Duration::from_millis(millis % 30));
+            node.answered(write, Duration::from_millis(millis % 3));
+        }
+        assert_eq!(node.slice(Kind::Read), Duration::from_millis(58));
+        assert_eq!(node.slice(write), write.slice_min(), "each kind for itself");
+        node.outrun(write, Duration::from_millis(50));
+        assert_eq!(node.slice(write), Duration::from_millis(100), "who is outrun was at least so slow");
+        node.outrun(write, Duration::from_secs(9));
+        assert_eq!(node.slice(write), write.slice_max());
+        assert_eq!((0..100).filter(|_| node.take_hedge()).count(), 20, "one in twenty");
+    }
+
+    #[test]
     fn an_old_latency_counts_ever_less() {
-        let (mut health, now) = (Health::default(), Instant::now());
+        let (mut health, now) = (Health::new(), Instant::now());
         assert_eq!(health.latency_s(now), 0.0, "a node that was never asked is worth a try");
         for latency_ms in [400, 80, 90] {
             health.answered(now, Duration::from_millis(latency_ms));

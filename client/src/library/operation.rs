@@ -114,15 +114,15 @@ impl Operation<'_> {
         let mut now = self.begun;
         // When the next attempt is due, and when the last one has been silent for too long.
         let (mut next_at, mut silent_at) = (Some(now), None);
-        let mut may_repeat = false;
+        let mut patience = None;
         while now < self.deadline && !(next_at.is_none() && flights.is_empty()) {
             match self.next_event(&mut flights, &tried, now, next_at, silent_at).await {
                 Event::Begun(Ok(flight)) => {
                     tried.push(flight.node().id());
                     now = flight.since;
-                    let patience = attempts.begin();
-                    (next_at, silent_at) = (None, Some(now + patience.slice));
-                    may_repeat = patience.may_repeat;
+                    let begun = attempts.begin(flight.node().slice(self.kind));
+                    (next_at, silent_at) = (None, Some(now + begun.slice));
+                    patience = Some(begun);
                     flights.push(flight);
                     continue;
                 }
@@ -138,8 +138,11 @@ impl Operation<'_> {
                 Event::Heard(position, heard) => {
                     let flight = flights.remove(position);
                     let epoch = flight.epoch;
-                    let ended = match flight.landed(heard, judge) {
-                        Ok(success) => return Ok(success),
+                    let ended = match flight.landed(self.kind, heard, judge) {
+                        Ok(success) => {
+                            flights.iter().for_each(|other| other.outrun(self.kind));
+                            return Ok(success);
+                        }
                         Err(ended) => ended,
                     };
                     debug!(?ended, "an attempt failed");
@@ -150,12 +153,14 @@ impl Operation<'_> {
                 Event::Time => {}
             }
             now = Instant::now();
-            if silent_at.is_some_and(|at| now >= at) {
-                silent_at = None;
-                if let Some(flight) = flights.last() {
-                    flight.node().failed();
-                }
-                if may_repeat {
+            if silent_at.is_some_and(|at| now >= at)
+                && let (Some(flight), Some(patience)) = (flights.last(), patience)
+            {
+                flight.node().failed();
+                let at_most = flight.since + patience.slice_max;
+                let is_due = now >= at_most || flight.node().take_hedge();
+                silent_at = (!is_due).then_some(at_most);
+                if is_due && patience.may_repeat {
                     next_at = Some(now);
                 }
             }
@@ -288,8 +293,13 @@ impl Flight {
         &self.busy.0
     }
 
+    /// Another attempt has succeeded meanwhile.
+    fn outrun(&self, kind: Kind) {
+        self.node().outrun(kind, self.since.elapsed());
+    }
+
     /// It ended, with a success or otherwise.
-    fn landed<T>(self, heard: Heard, judge: Judge<T>) -> Result<T, Ended> {
+    fn landed<T>(self, kind: Kind, heard: Heard, judge: Judge<T>) -> Result<T, Ended> {
         let (node, ours) = (self.node().id(), self.epoch);
         let (theirs, reply) = match heard {
             Heard::Answer(epoch, Answer::Data(reply)) => (epoch, reply),
@@ -308,7 +318,7 @@ impl Flight {
                 self.node().failed();
             }
             Ok(_) | Err(Verdict::Refused(_) | Verdict::InDoubt(_) | Verdict::TimedOut { .. }) => {
-                self.node().answered(self.since.elapsed());
+                self.node().answered(kind, self.since.elapsed());
             }
         }
         judged.map_err(|verdict| match verdict {

@@ -2,7 +2,7 @@
 //!
 //! The coordinator asks as many replicas as the level requires, those that answered fastest of late: one for the
 //! record and the others for its digest. One that is silent for a while is replaced by the next, within the first n; so is,
-//! for a few reads in a hundred, one that takes longer than it usually does ([`hedge`](crate::hedge)).
+//! for a few reads in a hundred, one that takes longer than it usually does ([`hedge`](client::hedge)).
 //! Where digests differ it fetches, joins, answers and repairs. A *blocking* read answers only when enough replicas
 //! are known to hold durably what it says, so that no later read of the same kind goes back.
 //!
@@ -152,7 +152,7 @@ impl ReadOperation {
         deadline: Duration,
     ) -> ReadOperation {
         let operation = local.numbers.take();
-        local.hedges.read_began();
+        local.hedges.asked();
         let mut read = ReadOperation {
             operation,
             question: 0,

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use client::hedge::HedgeBudget;
 use messages::RecentForwards;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -32,7 +33,6 @@ use crate::{
     event::{Input, Now, Output, Wake},
     exchange::{ExchangeOperation, Exchanges, RETRY_AFTER},
     formation::Formation,
-    hedge::HedgeBudget,
     hints::{HintOperation, Hints, grants::Grants},
     local::{Event, Local},
     membership::{Finding, Membership},
@@ -55,6 +55,8 @@ const STALL: Duration = Duration::from_millis(250);
 
 /// How long after a refused batch to find out whether the store takes one again.
 const PROBE_AFTER: Duration = Duration::from_millis(100);
+/// Early questions in a row.
+const HEDGES_MAX: u32 = 20;
 
 /// Who a node is.
 #[derive(Clone, Debug)]
@@ -183,7 +185,7 @@ impl<S: Store> Node<S> {
             to_fill: BTreeMap::new(),
             hints_left: Vec::new(),
             numbers: Numbers::new(rng.next_u64()),
-            hedges: HedgeBudget::default(),
+            hedges: HedgeBudget::new(HEDGES_MAX),
             is_stopping: false,
             is_awaiting: false,
             rng,
