@@ -54,6 +54,10 @@ const CLOCK_JUMP_MS_MIN: i64 = 3;
 const CLOCK_WINDOW: Duration = Duration::from_secs(5);
 /// The least time that a peer is waited for before another is asked as well: below it, timers cost more than they save.
 const PATIENCE_MIN: Duration = Duration::from_millis(1);
+/// Limits of the time after which a peer that owes an answer and says nothing is overdue. A peer that syncs its disk says
+/// nothing of a write for some milliseconds.
+const OVERDUE_MIN: Duration = Duration::from_millis(10);
+const OVERDUE_MAX: Duration = Duration::from_millis(50);
 
 /// All peers.
 pub(crate) struct Peers {
@@ -418,11 +422,23 @@ impl Peers {
         self.peers.iter().map(move |(node, peer)| (*node, peer.is_up(now, settings)))
     }
 
-    /// What it costs to ask a peer, to be compared: those that miss deadlines last, then how long answers take of late.
+    /// Whether the peer owes an answer and has said nothing at all for longer than its slowest answers take of late. It may
+    /// be dead: whoever has a choice need not find out by a request.
+    pub(crate) fn is_overdue(&self, now: Now, node: NodeId) -> bool {
+        self.peers.get(&node).is_none_or(|peer| peer.is_overdue(now))
+    }
+
+    /// When it will be, if it goes on saying nothing; none if it owes nothing.
+    pub(crate) fn overdue_at(&self, node: NodeId) -> Option<Duration> {
+        self.peers.get(&node).and_then(Peer::overdue_at)
+    }
+
+    /// What it costs to ask a peer, to be compared: those that are silent or miss deadlines last, then how long answers
+    /// take of late.
     pub(crate) fn cost(&self, now: Now, node: NodeId) -> (bool, Duration) {
-        self.peers
-            .get(&node)
-            .map_or((true, Duration::MAX), |peer| (now.monotonic < peer.avoided_until, peer.latency))
+        self.peers.get(&node).map_or((true, Duration::MAX), |peer| {
+            (now.monotonic < peer.avoided_until || peer.is_overdue(now), peer.latency)
+        })
     }
 
     /// If this node's wall clock has jumped, all others are as much farther off: what was heard of them before tells so at
@@ -550,6 +566,16 @@ impl Peer {
     /// An answer has been awaited for so long that the question or the answer may be lost.
     fn is_late(&self, now: Now) -> bool {
         self.waiting_since.is_some_and(|since| now.monotonic >= since + LATE)
+    }
+
+    fn is_overdue(&self, now: Now) -> bool {
+        self.overdue_at().is_some_and(|at| now.monotonic >= at)
+    }
+
+    fn overdue_at(&self) -> Option<Duration> {
+        let slowest = self.slow_answers.slowest();
+        let wait = slowest.map_or(OVERDUE_MAX, |slowest| slowest.clamp(OVERDUE_MIN, OVERDUE_MAX));
+        self.waiting_since.map(|since| since + wait)
     }
 
     fn is_silent(&self, now: Now, settings: &Settings) -> bool {
@@ -796,6 +822,22 @@ mod tests {
         peers.heard(at(601), PEER, STORE, Sequence(0), UnixMillis(0));
         peers.missed(at(700), PEER, u32::MAX);
         assert!(!is_last(&peers, 950), "it has answered, and begins anew");
+    }
+
+    #[test]
+    fn a_peer_that_owes_an_answer_is_asked_last_until_it_says_anything() {
+        let (mut peers, settings) = (peers(&[PEER]), Settings::new(ContextKey::new([0; 32])));
+        (0..200).for_each(|_| peers.answered(PEER, Duration::from_millis(20), &settings));
+        assert!(!peers.is_overdue(at(0), PEER));
+        peers.asked(at(100), PEER);
+        peers.asked(at(115), PEER);
+        assert!(
+            !peers.is_overdue(at(119), PEER) && peers.is_overdue(at(120), PEER),
+            "as slow as at its slowest"
+        );
+        assert!(peers.cost(at(120), PEER).0 && peers.cost(at(10_000), PEER).0, "for as long as it takes");
+        peers.heard(at(121), PEER, STORE, Sequence(0), UnixMillis(0));
+        assert!(!peers.is_overdue(at(121), PEER) && !peers.cost(at(121), PEER).0);
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Kind {
     pub(crate) fn slice_min(self) -> Duration {
         match self {
             Kind::Read => Duration::from_millis(10),
-            Kind::Write { .. } => Duration::from_millis(25),
+            Kind::Write { .. } => Duration::from_millis(50),
         }
     }
 }

@@ -204,15 +204,16 @@ impl Node {
         }
     }
 
-    /// How it is: whether it failed so recently that others are better asked (as those do that find another's probe
-    /// under way), and what it would cost to ask it. That is its latency of late, for each request that it has already;
+    /// How it is: how many times in a row it has failed if that was so recently that others are better asked (as those do
+    /// that find another's probe under way), and what it would cost to ask it. That is its latency of late, for each request that it has already;
     /// little for a node that was not asked for long, so that it is asked again.
-    pub(crate) fn condition(&self, now: Instant) -> (bool, f64) {
+    pub(crate) fn condition(&self, now: Instant) -> (u32, f64) {
         let queued = self.in_flight.load(Ordering::Relaxed);
         let health = *self.lock_health();
         let is_resting = health.rests_until.is_some_and(|until| now < until);
         let latency_s = if health.samples < SAMPLES_MIN { 0.0 } else { health.latency_s(now) };
-        (is_resting, latency_s.max(LATENCY_FLOOR_S) * (f64::from(queued) + 1.0))
+        let failures = if is_resting { health.failures } else { 0 };
+        (failures, latency_s.max(LATENCY_FLOOR_S) * (f64::from(queued) + 1.0))
     }
 
     /// It was chosen for a request. If it has rested, that is its probe: no other request is risked meanwhile.
@@ -236,11 +237,6 @@ impl Node {
         health.slow(kind).sample(latency, SLOW_WINDOW);
         health.hedges.asked();
         health.answered(Instant::now(), latency);
-    }
-
-    /// It had not answered after so long, and another has meanwhile.
-    pub(crate) fn outrun(&self, kind: Kind, waited: Duration) {
-        self.lock_health().slow(kind).sample(waited, SLOW_WINDOW);
     }
 
     /// How long it is waited for before it is late.
@@ -438,9 +434,7 @@ mod tests {
         }
         assert_eq!(node.slice(Kind::Read), Duration::from_millis(58));
         assert_eq!(node.slice(write), write.slice_min(), "each kind for itself");
-        node.outrun(write, Duration::from_millis(50));
-        assert_eq!(node.slice(write), Duration::from_millis(100), "who is outrun was at least so slow");
-        node.outrun(write, Duration::from_secs(9));
+        node.answered(write, Duration::from_secs(9));
         assert_eq!(node.slice(write), write.slice_max());
         assert_eq!((0..100).filter(|_| node.take_hedge()).count(), 20, "one in twenty");
     }

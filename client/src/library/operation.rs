@@ -140,7 +140,7 @@ impl Operation<'_> {
                     let epoch = flight.epoch;
                     let ended = match flight.landed(self.kind, heard, judge) {
                         Ok(success) => {
-                            flights.iter().for_each(|other| other.outrun(self.kind));
+                            flights.into_iter().for_each(|other| other.outrun(self.kind, self.deadline));
                             return Ok(success);
                         }
                         Err(ended) => ended,
@@ -293,9 +293,18 @@ impl Flight {
         &self.busy.0
     }
 
-    /// Another attempt has succeeded meanwhile.
-    fn outrun(&self, kind: Kind) {
-        self.node().outrun(kind, self.since.elapsed());
+    /// Another attempt has succeeded meanwhile. How long this one takes is still worth knowing: a node that is always
+    /// outrun would seem as fast as when it was last heard.
+    fn outrun(self, kind: Kind, deadline: Instant) {
+        tokio::spawn(async move {
+            let Flight { mut pending, busy, since, .. } = self;
+            match timeout_at(deadline, &mut pending).await {
+                Ok(Heard::Answer(..)) => busy.0.answered(kind, since.elapsed()),
+                Ok(Heard::Lost) => busy.0.failed(),
+                Ok(Heard::Unsent) => {}
+                Err(_) => drop(pending.abandon()),
+            }
+        });
     }
 
     /// It ended, with a success or otherwise.

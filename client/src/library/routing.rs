@@ -18,7 +18,8 @@ const CLEARLY: f64 = 1.5;
 /// What speaks for and against a node.
 #[derive(Clone, Copy, Debug)]
 struct Merits {
-    is_resting: bool,
+    /// In a row, of a node that is better left alone; otherwise none.
+    failures: u32,
     is_local: bool,
     is_connected: bool,
     cost: f64,
@@ -63,7 +64,7 @@ impl Chooser<'_> {
         candidates[chosen].chosen(self.now);
         if merits[chosen].is_connected {
             let is_as_good = |other: &Merits| {
-                !other.is_resting && other.is_local == merits[chosen].is_local && !other.is_connected
+                other.failures == 0 && other.is_local == merits[chosen].is_local && !other.is_connected
             };
             // One at a time: a client of a thousand nodes connects to those whose keys it uses.
             let spare = candidates.iter().zip(&merits).find(|(_, merits)| is_as_good(merits));
@@ -75,9 +76,9 @@ impl Chooser<'_> {
     }
 
     fn merits(&self, node: &Node) -> Merits {
-        let (is_resting, cost) = node.condition(self.now);
+        let (failures, cost) = node.condition(self.now);
         let (is_local, is_connected) = (self.view.is_local(node.id()), node.is_connected());
-        Merits { is_resting, is_local, is_connected, cost }
+        Merits { failures, is_local, is_connected, cost }
     }
 }
 
@@ -85,7 +86,7 @@ impl Chooser<'_> {
 /// cheapest of all would send every client to the same node at once, and a preference for every small difference would
 /// leave a node idle that is as good as the others.
 fn pick(merits: &[Merits], random: &Random) -> Option<usize> {
-    let rank = |merits: &Merits| (merits.is_resting, !merits.is_local, !merits.is_connected);
+    let rank = |merits: &Merits| (merits.failures, !merits.is_local, !merits.is_connected);
     let best = merits.iter().map(rank).min()?;
     let equals: SmallVec<[usize; 8]> =
         (0..merits.len()).filter(|index| rank(&merits[*index]) == best).collect();
@@ -116,7 +117,7 @@ pub(crate) fn replicas_of(
 mod tests {
     use super::*;
 
-    const GOOD: Merits = Merits { is_resting: false, is_local: true, is_connected: true, cost: 0.001 };
+    const GOOD: Merits = Merits { failures: 0, is_local: true, is_connected: true, cost: 0.001 };
 
     /// How often each is picked.
     fn picks(merits: &[Merits]) -> Vec<u32> {
@@ -130,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_node_that_failed_lately_comes_last_and_a_local_one_before_a_remote_one() {
-        let resting = Merits { is_resting: true, ..GOOD };
+        let resting = Merits { failures: 1, ..GOOD };
         let remote = Merits { is_local: false, ..GOOD };
         let unconnected = Merits { is_connected: false, ..GOOD };
         assert_eq!(
@@ -140,6 +141,12 @@ mod tests {
         );
         assert_eq!(picks(&[resting, remote]), [0, 1000]);
         assert_eq!(picks(&[resting]), [1000], "and better than none");
+        let dead = Merits { failures: 4, cost: 0.0001, ..GOOD };
+        assert_eq!(
+            picks(&[dead, resting]),
+            [0, 1000],
+            "of those that failed, the one that failed least often"
+        );
         assert_eq!(pick(&[], &Random::new()), None);
     }
 

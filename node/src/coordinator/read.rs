@@ -245,8 +245,8 @@ impl ReadOperation {
         self.evaluate(local)
     }
 
-    /// Gives up waiting for those that are silent for too long; and, as far as the budget goes and there are others, for
-    /// those that take longer than they usually do.
+    /// Gives up waiting for those that are silent for too long; and, if there are others, for those that take longer than
+    /// they usually do, as far as the budget goes or if they say nothing to anybody here.
     fn replace_late<S: Store>(&mut self, local: &mut Local<S>) {
         let (now, most) = (local.now.monotonic, local.settings.read_retry_after);
         let is_asked = |node: NodeId| self.asked.iter().any(|asked| asked.node == node);
@@ -266,7 +266,7 @@ impl ReadOperation {
                 local.missed(asked.node);
             } else if replaceable.contains(&asked.node)
                 && waited >= local.peers.patience(asked.node, most)
-                && local.hedges.take()
+                && (local.peers.is_overdue(local.now, asked.node) || local.hedges.take())
             {
                 asked.is_replaced = true;
                 local.counters.reads_hedged += 1;
@@ -279,8 +279,12 @@ impl ReadOperation {
         let (now, most) = (local.now.monotonic, local.settings.read_retry_after);
         let late = |asked: &Asked| {
             let early = asked.at + local.peers.patience(asked.node, most);
-            // If it is late already and was not replaced, there is no budget, or nobody else.
-            if early > now { early } else { asked.at + most }
+            if early > now {
+                return early;
+            }
+            // It is late already and was not replaced: there is no budget, or nobody else.
+            let overdue = local.peers.overdue_at(asked.node).filter(|at| *at > now);
+            overdue.map_or(asked.at + most, |at| at.min(asked.at + most))
         };
         let awaited = self.asked.iter().filter(|asked| asked.is_awaited());
         let next = awaited.map(late).filter(|at| *at > now).min();
