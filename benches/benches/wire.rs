@@ -55,6 +55,7 @@ fn server_messages() -> Vec<(&'static str, ServerMessage)> {
         context: Some(context()),
         required: 2,
         acknowledged: 2,
+        stood_in: 0,
         coordinator: NodeId(1),
     };
     let got = GetReply {

@@ -159,4 +159,7 @@ pub enum Limit {
     /// Bytes written and not yet synced at one node.
     #[error("too many bytes wait for the disk")]
     Unsynced,
+    /// Writes that one node holds in place of a replica that is down.
+    #[error("too much is owed to a replica that is down")]
+    Hints,
 }

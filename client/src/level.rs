@@ -12,7 +12,8 @@ use thiserror::Error;
 /// A consistency level of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Level {
-    /// Writes only: a hint alone suffices. Until hints are durable a replica is asked for, as for [`Level::One`].
+    /// Writes only: one node of the partition's preference list, whether a replica of the request or one that stands in
+    /// for it and hands it over later.
     Any,
     /// One replica, in any datacenter.
     One,

@@ -104,6 +104,9 @@ pub struct WriteOptions {
     pub n: Option<u8>,
     /// When a replica may acknowledge, if not as the keyspace says.
     pub durability: Option<Durability>,
+    /// Whether other nodes may stand in for replicas that are down or silent, and be counted (Dynamo, section 4.6). What
+    /// they acknowledge they hand over when the replica is back; until then a read may miss it, whatever its level.
+    pub is_sloppy: bool,
     /// After this time the caller hears that the outcome is in doubt.
     pub timeout: Duration,
 }
@@ -142,6 +145,9 @@ pub struct WriteReply {
     pub required: u8,
     /// How many had when the reply was made.
     pub acknowledged: u8,
+    /// How many of these were not replicas but stood in for one. If there are any, a read may miss the write until they
+    /// have handed it over.
+    pub stood_in: u8,
     /// Who coordinated it.
     pub coordinator: NodeId,
 }
@@ -183,6 +189,18 @@ pub struct Freshness {
     pub repaired: u8,
 }
 
+impl Request {
+    /// Whether it is a write for which nodes that stand in for replicas count.
+    #[must_use]
+    pub fn counts_stand_ins(&self) -> bool {
+        match self {
+            Request::Put(put) => put.options.counts_stand_ins(),
+            Request::Delete(delete) => delete.options.counts_stand_ins(),
+            Request::Get(_) => false,
+        }
+    }
+}
+
 impl Default for WriteOptions {
     /// A quorum, as the keyspace says, and no id: retries of it are not recognised.
     fn default() -> WriteOptions {
@@ -193,8 +211,17 @@ impl Default for WriteOptions {
             level: Level::Quorum,
             n: None,
             durability: None,
+            is_sloppy: false,
             timeout: TIMEOUT_DEFAULT,
         }
+    }
+}
+
+impl WriteOptions {
+    /// Whether nodes that stand in for replicas count: if the request says so, or its level does.
+    #[must_use]
+    pub fn counts_stand_ins(&self) -> bool {
+        self.is_sloppy || self.level == Level::Any
     }
 }
 

@@ -48,8 +48,14 @@ async fn updates_that_meet_lose_nothing() {
 async fn an_update_gives_up_after_its_rounds_and_refuses_last_write_wins() {
     let cluster = FakeCluster::start(1).await;
     let client = cluster.client().await;
-    let written =
-        WriteReply { version: None, context: None, required: 2, acknowledged: 2, coordinator: NodeId(1) };
+    let written = WriteReply {
+        version: None,
+        context: None,
+        required: 2,
+        acknowledged: 2,
+        stood_in: 0,
+        coordinator: NodeId(1),
+    };
     cluster.nodes[0].script(move |asked| match asked {
         Asked::Data(Request::Put(_)) => Act::Reply(Reply::Write(Ok(written.clone()))),
         Asked::Data(_) | Asked::Control(_) => Act::Serve,

@@ -112,13 +112,14 @@ fn a_put_is_pinned() {
             level: Level::Count(4),
             n: Some(5),
             durability: Some(Durability::Memory),
+            is_sloppy: true,
             timeout: Duration::from_millis(250),
         },
     };
     pin_client(
         &ClientMessage::Request { id: 9, request: Request::Put(put) },
         &[
-            "00000056",                         // length
+            "00000057",                         // length
             "02",                               // request
             "0000000000000009",                 // id
             "01",                               // put
@@ -132,6 +133,7 @@ fn a_put_is_pinned() {
             "0a04",                             // level
             "0105",                             // n
             "0101",                             // durability
+            "01",                               // sloppy
             "000000000ee6b280",                 // timeout
         ],
     );
@@ -144,7 +146,7 @@ fn a_delete_and_a_get_are_pinned() {
     pin_client(
         &ClientMessage::Request { id: 9, request: Request::Delete(delete) },
         &[
-            "00000030",                         // length
+            "00000031",                         // length
             "02",                               // request
             "0000000000000009",                 // id
             "02",                               // delete
@@ -154,6 +156,7 @@ fn a_delete_and_a_get_are_pinned() {
             "0000",                             // no context, nothing seen
             "05",                               // level
             "0000",                             // neither n nor durability
+            "00",                               // strict
             "0000000000000000",                 // timeout
         ],
     );
@@ -217,7 +220,10 @@ fn levels_and_modes_of_read_repair_are_pinned() {
         };
         let delete = Request::Delete(Delete { keyspace: KeyspaceId(1), key: Bytes::new(), options });
         let zeros = "0".repeat(32);
-        pin_request(&delete, &format!("02 00000001 00000000 {zeros} 00 00 05 00 01{code} 0000000000000000"));
+        pin_request(
+            &delete,
+            &format!("02 00000001 00000000 {zeros} 00 00 05 00 01{code} 00 0000000000000000"),
+        );
     }
 }
 
@@ -239,19 +245,20 @@ fn the_reply_to_a_write_is_pinned() {
         context: Some("ctx".into()),
         required: 2,
         acknowledged: 3,
+        stood_in: 1,
         coordinator: NodeId(4),
     };
     pin_server(
         &ServerMessage::Reply { id: 9, epoch: Epoch(5), reply: Reply::Write(Ok(reply)) },
         &[
-            "00000031",                           // length
+            "00000032",                           // length
             "02",                                 // reply
             "0000000000000009",                   // id
             "0000000000000005",                   // epoch
             "01",                                 // a write succeeded
             "0100000000000001020000000000000304", // version: counter, actor
             "0100000003637478",                   // context: "ctx"
-            "0203",                               // required, acknowledged
+            "020301",                             // required, acknowledged, stood in
             "00000004",                           // coordinator
         ],
     );
@@ -298,6 +305,7 @@ fn every_error_is_pinned() {
         (Refusal::Unavailable { required: 2, alive: 1 }, "01 02 01"),
         (Refusal::Overloaded(Limit::Requests), "02 01"),
         (Refusal::Overloaded(Limit::Unsynced), "02 02"),
+        (Refusal::Overloaded(Limit::Hints), "02 03"),
         (Refusal::StaleEpoch { known: Epoch(0x0102) }, "03 0000000000000102"),
         (Refusal::Unsatisfiable(LevelError::TooMany { required: 4, copies: 3 }), "04 01 04 03"),
         (Refusal::Unsatisfiable(LevelError::Zero), "04 02"),

@@ -27,6 +27,8 @@ pub struct Counters {
     pub reads_hedged: u64,
     /// Records that a merge changed: by clients' writes.
     pub merged_write: u64,
+    /// Merges that changed a record which this node took in place of a replica.
+    pub merged_stand_in: u64,
     /// By read repair.
     pub merged_read_repair: u64,
     /// By hints.
@@ -51,6 +53,10 @@ pub struct Counters {
     pub exchanges_completed: u64,
     /// Exchanges that were given up.
     pub exchanges_abandoned: u64,
+    /// Writes that were acknowledged with the help of nodes that stood in for replicas.
+    pub writes_sloppy: u64,
+    /// Writes that this node was to take in place of a replica, and did not: it owes that one as much as it may.
+    pub stand_ins_refused: u64,
     /// Hints that were left for a silent replica.
     pub hints_left: u64,
     /// Hints that were replayed and acknowledged.
@@ -109,6 +115,7 @@ impl Counters {
     pub(crate) fn merged(&mut self, path: MergePath) {
         match path {
             MergePath::Write => self.merged_write += 1,
+            MergePath::StandIn { .. } => self.merged_stand_in += 1,
             MergePath::ReadRepair => self.merged_read_repair += 1,
             MergePath::Hint => self.merged_hint += 1,
             MergePath::AntiEntropy => self.merged_anti_entropy += 1,

@@ -21,6 +21,7 @@ use crate::{
     counters::Counters,
     event::{Now, Output},
     exchange::RETRY_AFTER,
+    hints::HintLeft,
     message::{
         DocumentName, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind,
         ReadPurpose, StartId, Tag,
@@ -64,7 +65,7 @@ pub(crate) struct Local<S> {
     /// Copies that began to fill, or to be held, since the scheduler last looked, and how soon their exchanges are due.
     pub(crate) to_fill: BTreeMap<PartitionId, Duration>,
     /// Merges that were not acknowledged and are left to hints: the target and the object.
-    pub(crate) hints_left: Vec<(NodeId, ObjectKey)>,
+    pub(crate) hints_left: Vec<HintLeft>,
     pub(crate) numbers: Numbers,
     /// How many replicas reads may ask early.
     pub(crate) hedges: HedgeBudget,
@@ -335,6 +336,19 @@ impl<S: Store> Local<S> {
     ) -> Result<Acknowledgement, MergeRefusal> {
         let (partition, gained) = self.copy_of(object)?;
         Ok(Acknowledgement { gained, after: self.acknowledge_after(object, partition, durability) })
+    }
+
+    /// Acknowledges what this node holds of an object in place of another node, for which a hint is left in this turn.
+    pub(crate) fn acknowledge_with_hint(
+        &mut self,
+        object: &ObjectKey,
+        durability: Durability,
+    ) -> Result<Acknowledgement, MergeRefusal> {
+        let mut acknowledgement = self.acknowledge(object, durability)?;
+        if durability == Durability::Disk || acknowledgement.after.is_some() {
+            acknowledgement.after = Some(self.replica.turn_sequence());
+        }
+        Ok(acknowledgement)
     }
 
     /// The partition of an object, and since when this node has a copy of it.

@@ -189,11 +189,16 @@ pub struct Recovery {
     pub unconfirmed: Vec<StartId>,
 }
 
-/// The five ways in to the one door.
+/// The ways in to the one door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MergePath {
     /// A client's write.
     Write,
+    /// A client's write that the receiver takes in place of a replica that is down or silent, and owes it from then on.
+    StandIn {
+        /// That replica.
+        target: NodeId,
+    },
     /// A read that found a stale replica.
     ReadRepair,
     /// A hint's replay.

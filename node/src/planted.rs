@@ -42,11 +42,17 @@ pub enum PlantedBug {
     HintNotStored,
     /// A hint is forgotten as its record is sent.
     HintDroppedWhenSent,
+    /// A hint that an acknowledgement counts on is dropped when it is old.
+    CountedHintExpires,
+    /// Nodes that stand in for replicas count for a request that did not ask for it.
+    StandInCountedAsStrict,
+    /// A replica that is down counts as one that acknowledged.
+    DeadReplicaCounted,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 18] = [
+    pub const ALL: [PlantedBug; 21] = [
         PlantedBug::AcknowledgeBeforeSync,
         PlantedBug::ActorKeptAfterLoss,
         PlantedBug::ActorKeptAfterFailedBatch,
@@ -65,5 +71,8 @@ impl PlantedBug {
         PlantedBug::DriftIgnored,
         PlantedBug::HintNotStored,
         PlantedBug::HintDroppedWhenSent,
+        PlantedBug::CountedHintExpires,
+        PlantedBug::StandInCountedAsStrict,
+        PlantedBug::DeadReplicaCounted,
     ];
 }

@@ -101,6 +101,7 @@ fn path() -> impl Strategy<Value = MergePath> {
         Just(MergePath::Hint),
         Just(MergePath::AntiEntropy),
         Just(MergePath::Movement),
+        any::<u32>().prop_map(|target| MergePath::StandIn { target: NodeId(target) }),
     ]
 }
 

@@ -213,6 +213,7 @@ fn merges_are_pinned() {
         (MergePath::Hint, "03"),
         (MergePath::AntiEntropy, "04"),
         (MergePath::Movement, "05"),
+        (MergePath::StandIn { target: NodeId(9) }, "0600000009"),
     ];
     for (durability, durability_hex) in [(Durability::Memory, "01"), (Durability::Disk, "02")] {
         for (path, path_hex) in paths {

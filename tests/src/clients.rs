@@ -163,6 +163,7 @@ impl World {
         let expires = random.chance(plan.expiry_permille);
         let life_ms = random.below(1500) as u64;
         let expires_unix_ms = expires.then_some(self.schedule.now().wall_ms() + life_ms);
+        let is_sloppy = random.chance(plan.sloppy_permille);
         let number = self.history.writes.len();
         let options = WriteOptions {
             request: RequestId(if is_nameless { 0 } else { number as u128 + 1 }),
@@ -171,6 +172,7 @@ impl World {
             level: *random.pick(&plan.levels),
             n,
             durability,
+            is_sloppy,
             timeout: *random.pick(&plan.timeouts),
         };
         let object = &self.history.key(key).object;
@@ -199,6 +201,7 @@ impl World {
             kind,
             n: options.n,
             level: options.level,
+            is_sloppy: options.counts_stand_ins(),
             durability: options.durability.unwrap_or(default),
             context: note.context,
             is_foreign: note.is_foreign,
@@ -326,8 +329,12 @@ impl World {
         let version = reply.version.map_or((0, 0), |version| (version.counter, version.actor));
         self.hash(&[5, call as u64, version.0, version.1]);
         self.saw(call, key, reply.version.map(|version| version.counter));
-        let acknowledgement =
-            Acknowledgement { version: reply.version, coordinator: reply.coordinator, holders };
+        let acknowledgement = Acknowledgement {
+            version: reply.version,
+            coordinator: reply.coordinator,
+            stood_in: reply.stood_in,
+            holders,
+        };
         self.end_call(call, Outcome::Acknowledged(acknowledgement), context);
     }
 

@@ -27,6 +27,8 @@ impl Counts {
             ("node: silent replicas replaced", counters.replicas_replaced),
             ("node: reads hedged", counters.reads_hedged),
             ("node: merged by writes", counters.merged_write),
+            ("node: merged as stand-in", counters.merged_stand_in),
+            ("node: writes with stand-ins", counters.writes_sloppy),
             ("node: merged by read repair", counters.merged_read_repair),
             ("node: merged by hints", counters.merged_hint),
             ("node: merged by exchanges", counters.merged_anti_entropy),

@@ -323,7 +323,7 @@ impl World {
         })
     }
 
-    /// Which of the first n hold an acknowledged version on disk at this moment, by direct inspection.
+    /// Which nodes hold an acknowledged version on disk at this moment, by direct inspection.
     pub(crate) fn holders(&self, call: usize, reply: &Reply) -> Option<Vec<NodeId>> {
         let (Reply::Write(Ok(reply)), Target::Write { write, .. }) = (reply, self.calls[call].target) else {
             return None;
@@ -340,11 +340,9 @@ impl World {
                 .is_some(),
             "a level that cannot be met was met"
         );
-        let holds = |node: &NodeId| {
-            let host = self.hosts.iter().position(|host| host.node == *node);
-            host.and_then(|host| self.durable_record(host, write.key))
-                .is_some_and(|record| record.covers(dot))
-        };
-        Some(self.history.replicas(write.key, write.n).filter(holds).collect())
+        let holds =
+            |host: usize| self.durable_record(host, write.key).is_some_and(|record| record.covers(dot));
+        let holders = (0..self.hosts.len()).filter(|host| holds(*host)).map(|host| self.hosts[host].node);
+        Some(holders.collect())
     }
 }

@@ -104,6 +104,8 @@ pub struct Write {
     pub n: Option<u8>,
     /// Its level.
     pub level: Level,
+    /// Whether nodes that stand in for replicas were to count.
+    pub is_sloppy: bool,
     /// Its durability, the keyspace's if it named none.
     pub durability: Durability,
     /// The context that it carried.
@@ -160,7 +162,9 @@ pub struct Acknowledgement {
     pub version: Option<Version>,
     /// Who coordinated.
     pub coordinator: NodeId,
-    /// Which of the first n held the version on disk when the acknowledgement was made; none if there is no version.
+    /// How many nodes were said to have stood in for replicas.
+    pub stood_in: u8,
+    /// Which nodes held the version on disk when the acknowledgement was made; none if there is no version.
     pub holders: Option<Vec<NodeId>>,
 }
 

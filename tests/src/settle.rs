@@ -105,6 +105,9 @@ impl World {
             if host.disk.pending() > 0 {
                 return Some(format!("{} has batches to sync", host.node));
             }
+            if process.node.hints_pending().iter().any(|hints| hints.counted > 0) {
+                return Some(format!("{} owes writes that were counted", host.node));
+            }
             if !process.node.votes() {
                 return Some(format!("{} does not vote about documents", host.node));
             }

@@ -72,6 +72,8 @@ pub struct Clients {
     pub n_permille: u32,
     /// Writes with a durability of their own.
     pub durability_permille: u32,
+    /// Writes for which nodes that stand in for replicas count.
+    pub sloppy_permille: u32,
     /// The levels to choose from.
     pub levels: Vec<Level>,
     /// The read-repair modes to choose from.
@@ -200,13 +202,16 @@ pub enum Profile {
     ChangesAndAmnesia,
     /// Exchanges are hours apart and nothing is lost from disks: what a replica has missed it gets by hints.
     HintsAlone,
+    /// Writes count nodes that stand in for replicas, which are down or cut off for long; hints that are not counted
+    /// expire soon.
+    StandIns,
     /// Nothing goes wrong: every request that can be met has to be.
     Calm,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Profile; 16] = [
+    pub const ALL: [Profile; 17] = [
         Profile::Any,
         Profile::Rot,
         Profile::FailingDisks,
@@ -222,6 +227,7 @@ impl Profile {
         Profile::ChangesAndWipes,
         Profile::ChangesAndAmnesia,
         Profile::HintsAlone,
+        Profile::StandIns,
         Profile::Calm,
     ];
 }
@@ -389,6 +395,30 @@ impl Swarm {
                 clients.n_permille = 0;
                 self.documents.is_formed = false;
             }
+            Profile::StandIns => {
+                (self.nodes, self.datacenters) = (random.between(4, 6), 1);
+                for keyspace in self.keyspaces.values_mut() {
+                    keyspace.replication = BTreeMap::from([(DatacenterId(0), 3)]);
+                    keyspace.durability = Durability::Disk;
+                }
+                self.faults = Faults {
+                    crash: Some(ms(150)),
+                    stop: self.faults.stop.and(Some(ms(300))),
+                    partition: Some(ms(200)),
+                    skew_ms_max: 0,
+                    beyond_the_promise: false,
+                    ..Faults::default()
+                };
+                (self.faults.down_max, self.faults.partition_max) = (ms(1500), ms(2000));
+                self.settings.hint_age_max = ms(*random.pick(&[100, 1000]));
+                self.settings.clock_drift_max = Duration::from_secs(1_000_000);
+                self.documents.is_formed = false;
+                let clients = &mut self.clients;
+                clients.levels = vec![Level::Quorum, Level::Quorum, Level::Any, Level::All];
+                (clients.sloppy_permille, clients.n_permille, clients.durability_permille) = (500, 0, 0);
+                clients.read_permille = 300;
+                clients.timeouts = vec![ms(300), ms(1000)];
+            }
             Profile::Calm => self.calm_down(),
             Profile::ForeignContexts => clients.foreign_permille = 200,
             Profile::ShortTimeouts => {
@@ -514,6 +544,7 @@ fn draw_clients(random: &mut Random, datacenters: usize, operations: usize) -> C
         nameless_permille: *random.pick(&[0, 0, 200]),
         n_permille: *random.pick(&[0, 0, 200]),
         durability_permille: *random.pick(&[0, 0, 200]),
+        sloppy_permille: *random.pick(&[0, 0, 100, 500]),
         levels,
         repairs,
         timeouts,

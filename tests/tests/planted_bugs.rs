@@ -113,3 +113,18 @@ fn a_hint_that_is_forgotten_as_it_is_sent_is_found() {
 fn a_drifting_node_that_goes_on_minting_is_found() {
     is_found_by(PlantedBug::DriftIgnored, &[Checker::Clocks]);
 }
+
+#[test]
+fn a_counted_hint_that_expires_is_found() {
+    is_found_by(PlantedBug::CountedHintExpires, &[Checker::LostWrites]);
+}
+
+#[test]
+fn a_stand_in_that_counts_for_a_strict_write_is_found() {
+    is_found_by(PlantedBug::StandInCountedAsStrict, &[Checker::DurableMeansDurable, Checker::QuorumOverlap]);
+}
+
+#[test]
+fn a_dead_replica_that_counts_is_found() {
+    is_found_by(PlantedBug::DeadReplicaCounted, &[Checker::DurableMeansDurable]);
+}

@@ -67,7 +67,10 @@ pub struct Written {
     pub required: u8,
     /// How many had when the reply was made.
     pub acknowledged: u8,
-    /// Whether reads of the level that was assumed are sure to meet the write, and by which numbers.
+    /// How many of these stood in for a replica that was down or silent: see [`PutBuilder::sloppy`].
+    pub stood_in: u8,
+    /// Whether reads of the level that was assumed are sure to meet the write, and by which numbers. They are not if
+    /// nodes stood in for replicas.
     pub overlap: Overlap,
     /// Who coordinated it.
     pub coordinator: NodeId,
@@ -111,6 +114,16 @@ macro_rules! write_setters {
             /// When a replica may acknowledge, if not as the keyspace says.
             pub fn durability(mut self, durability: Durability) -> $builder {
                 self.write.options.durability = Some(durability);
+                self
+            }
+
+            /// Whether other nodes may stand in for replicas that are down or silent, and count (a sloppy quorum, section
+            /// 4.6 of the Dynamo paper); not, unless told so. The level `any` always lets them.
+            ///
+            /// Such a write is as durable as any other, and is handed over when the replicas are back. Until then reads may
+            /// miss it, whatever their level: [`Written::stood_in`] and [`Written::overlap`] say so.
+            pub fn sloppy(mut self, is_sloppy: bool) -> $builder {
+                self.write.options.is_sloppy = is_sloppy;
                 self
             }
 
@@ -243,12 +256,15 @@ impl Write {
             Operation { cluster, kind, request, attempts_max: self.attempts_max, begun, deadline };
         let reply = operation.write().await.map_err(|attempts| attempts.into_write_failure())?;
         saw(&resolved, cluster, reply.version);
+        let mut overlap = resolved.overlap(n, self.readers, level, reply.coordinator);
+        overlap.is_sure &= reply.stood_in == 0;
         Ok(Written {
-            overlap: resolved.overlap(n, self.readers, level, reply.coordinator),
+            overlap,
             version: reply.version,
             context: reply.context.map(Context::from_bytes),
             required: reply.required,
             acknowledged: reply.acknowledged,
+            stood_in: reply.stood_in,
             coordinator: reply.coordinator,
         })
     }

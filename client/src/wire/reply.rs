@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! reply      1 a write succeeded: version (option of 16), context (option of bytes), required (1),
-//!              acknowledged (1), coordinator (4)
+//!              acknowledged (1), stood in (1), coordinator (4)
 //!            2 a write failed: 1 refused: refusal
 //!                              2 in doubt: required (1), acknowledged (1), cause (1)
 //!            3 a get succeeded: values (list), context (bytes), asked (1), answered (1), agreed (bool),
@@ -24,7 +24,7 @@ use crate::{
     WriteReply, wire_fields, wire_variants,
 };
 
-wire_fields!(WriteReply { version, context, required, acknowledged, coordinator });
+wire_fields!(WriteReply { version, context, required, acknowledged, stood_in, coordinator });
 wire_fields!(GetReply { values, context, freshness, coordinator });
 wire_fields!(ReturnedValue { bytes, version, expires_unix_ms });
 wire_fields!(Freshness { asked, answered, agreed, repaired });
@@ -60,7 +60,7 @@ wire_variants!(Refusal, "refusal", {
     14 => Forbidden { needs },
     15 => Malformed,
 });
-wire_variants!(Limit, "limit", { 1 => Requests, 2 => Unsynced });
+wire_variants!(Limit, "limit", { 1 => Requests, 2 => Unsynced, 3 => Hints });
 wire_variants!(LevelError, "level error", {
     1 => TooMany { required, copies },
     2 => Zero,

@@ -8,7 +8,7 @@
 //!           get       read options
 //!
 //! write     request (16), context (option of bytes), seen (option of 8), level, n (option of 1),
-//! options   durability (option of 1: 1 memory, 2 disk), timeout (duration)
+//! options   durability (option of 1: 1 memory, 2 disk), sloppy (bool), timeout (duration)
 //!
 //! read      level, n (option of 1), read repair (option of 1: 1 background, 2 off, 3 blocking),
 //! options   timeout (duration)
@@ -35,7 +35,7 @@ pub(super) const GET: u8 = 3;
 wire_fields!(Put { keyspace, key, value, expires_unix_ms, options });
 wire_fields!(Delete { keyspace, key, options });
 wire_fields!(Get { keyspace, key, options });
-wire_fields!(WriteOptions { request, context, seen, level, n, durability, timeout });
+wire_fields!(WriteOptions { request, context, seen, level, n, durability, is_sloppy, timeout });
 wire_fields!(ReadOptions { level, n, read_repair, timeout });
 
 wire_variants!(ReadRepair, "read repair", { 1 => Background, 2 => Off, 3 => Blocking });

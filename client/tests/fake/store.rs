@@ -70,8 +70,14 @@ impl Store {
         }));
         self.changes += 1;
         let context = is_alone.then(|| context(values));
-        let reply =
-            WriteReply { version: Some(version), context, required: 2, acknowledged: 2, coordinator: node };
+        let reply = WriteReply {
+            version: Some(version),
+            context,
+            required: 2,
+            acknowledged: 2,
+            stood_in: 0,
+            coordinator: node,
+        };
         self.outcomes.insert(options.request, reply.clone());
         reply
     }

@@ -66,9 +66,10 @@ prop_compose! {
         level in level(),
         n in any::<Option<u8>>(),
         durability in option::of(durability()),
+        is_sloppy in any::<bool>(),
         timeout in duration(),
     ) -> WriteOptions {
-        WriteOptions { request: RequestId(request), context, seen, level, n, durability, timeout }
+        WriteOptions { request: RequestId(request), context, seen, level, n, durability, is_sloppy, timeout }
     }
 }
 
@@ -120,7 +121,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         Just(LevelError::AnyOnRead),
         Just(LevelError::NoLocalCopies),
     ];
-    let limit = prop_oneof![Just(Limit::Requests), Just(Limit::Unsynced)];
+    let limit = prop_oneof![Just(Limit::Requests), Just(Limit::Unsynced), Just(Limit::Hints)];
     prop_oneof![
         any::<(u8, u8)>().prop_map(|(required, alive)| Refusal::Unavailable { required, alive }),
         limit.prop_map(Refusal::Overloaded),
@@ -171,9 +172,10 @@ prop_compose! {
         context in option::of(bytes()),
         required in any::<u8>(),
         acknowledged in any::<u8>(),
+        stood_in in any::<u8>(),
         coordinator in any::<u32>().prop_map(NodeId),
     ) -> WriteReply {
-        WriteReply { version, context, required, acknowledged, coordinator }
+        WriteReply { version, context, required, acknowledged, stood_in, coordinator }
     }
 }
 

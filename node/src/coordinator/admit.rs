@@ -8,11 +8,16 @@ use bytes::Bytes;
 use client::{
     Delete, KEY_BYTES_MAX, Level, Limit, Operation, Put, Refusal, Request, VALUE_BYTES_MAX, WriteOptions,
 };
-use ring::{ConflictPolicy, Durability, KeyspaceId, PartitionId};
+use ring::{ConflictPolicy, Durability, KeyspaceId, NodeId, PartitionId};
+use smallvec::SmallVec;
 
-use super::tally::{Tally, Verdict, Vote};
+use super::{
+    stand_ins::spares,
+    tally::{Tally, Verdict, Vote},
+};
 use crate::{
-    local::Local, placement::Owners, planted::PlantedBug, replica::Mint, storage::ObjectKey, storage::Store,
+    local::Local, placement::OwnerAt, placement::Owners, planted::PlantedBug, replica::Mint,
+    storage::ObjectKey, storage::Store,
 };
 
 /// Where a request's object is, and under which rules.
@@ -39,6 +44,10 @@ pub(crate) struct WritePlan {
     pub(crate) value: Option<Value>,
     pub(crate) is_delete: bool,
     pub(crate) request: RequestId,
+    /// Whether nodes that stand in for replicas count.
+    pub(crate) is_sloppy: bool,
+    /// The replica in whose place this node coordinates, if it is none itself.
+    pub(crate) in_place_of: Option<NodeId>,
 }
 
 /// Finds a request's object and its replicas.
@@ -116,6 +125,39 @@ pub(crate) fn tally<S: Store>(
     }
 }
 
+/// What a sloppy write's level requires of its replicas, if they and those that can stand in for them can meet it.
+///
+/// # Errors
+///
+/// As for [`tally`].
+fn sloppy_tally<S: Store>(local: &Local<S>, level: Level, located: &Located) -> Result<Tally, Refusal> {
+    let tally = required(local, Operation::Write, level, &located.owners)?;
+    let document = local.document.as_ref().ok_or(Refusal::NotReady)?;
+    let mut used: SmallVec<[NodeId; 8]> = SmallVec::new();
+    let mut votes: SmallVec<[(NodeId, Vote); 8]> = SmallVec::new();
+    for owner in located.owners.iter() {
+        let is_free = |node: &NodeId| local.is_up(*node) && !used.contains(node);
+        let stand_in = || spares(document, located, owner).find(is_free);
+        let node = if local.is_up(owner.node) { Some(owner.node) } else { stand_in() };
+        used.extend(node);
+        votes.push((owner.node, if node.is_some() { Vote::Yes } else { Vote::No }));
+    }
+    let vote = |node| votes.iter().find(|(owner, _)| *owner == node).map_or(Vote::No, |(_, vote)| *vote);
+    if tally.verdict(vote) == Verdict::Met {
+        return Ok(tally);
+    }
+    Err(Refusal::Unavailable { required: tally.required(), alive: tally.count(vote, Vote::Yes) })
+}
+
+/// For which replica this node would stand in, if it coordinated a request that it is no replica for: one that is down, if
+/// there is one. None if it is not of the partition's preference list.
+pub(crate) fn in_place_of<S: Store>(local: &Local<S>, located: &Located) -> Option<NodeId> {
+    let document = local.document.as_ref()?;
+    let can = |owner: &&OwnerAt| spares(document, located, owner).any(|spare| spare == local.node);
+    let owners = || located.owners.iter().filter(can);
+    owners().find(|owner| !local.is_up(owner.node)).or_else(|| owners().next()).map(|owner| owner.node)
+}
+
 /// Plans a put.
 ///
 /// # Errors
@@ -156,7 +198,12 @@ fn plan<S: Store>(
     options: &WriteOptions,
     value: Option<Value>,
 ) -> Result<WritePlan, Refusal> {
-    let tally = tally(local, Operation::Write, options.level, &located.owners)?;
+    let is_sloppy = options.counts_stand_ins() || local.planted == Some(PlantedBug::StandInCountedAsStrict);
+    let tally = if is_sloppy {
+        sloppy_tally(local, options.level, &located)?
+    } else {
+        tally(local, Operation::Write, options.level, &located.owners)?
+    };
     let context =
         open_context(local, located.object.keyspace(), located.object.key_bytes(), options.context.as_ref())?;
     let seen = check_clocks(local, located.conflict, options.seen)?;
@@ -177,6 +224,8 @@ fn plan<S: Store>(
         is_delete: value.is_none(),
         value,
         request: RequestId(options.request.0),
+        is_sloppy,
+        in_place_of: None,
         located,
     })
 }

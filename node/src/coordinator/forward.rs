@@ -6,7 +6,7 @@ use std::time::Duration;
 use client::{DoubtCause, GetError, Refusal, Reply, Request, WriteError};
 use ring::NodeId;
 
-use super::{Requester, Step, admit::Located};
+use super::{Requester, Step, admit::Located, stand_ins::spares};
 use crate::{
     local::{Event, Local},
     message::{Message, Tag},
@@ -60,12 +60,19 @@ impl ForwardOperation {
         let candidates = self.located.owners.iter().filter(|owner| fresh(owner.node));
         let best = candidates
             .min_by_key(|owner| (Some(owner.datacenter) != here, local.peers.cost(local.now, owner.node)));
-        let Some(node) = best.map(|owner| owner.node) else { return false };
+        let Some(node) = best.map(|owner| owner.node).or_else(|| self.spare(local)) else { return false };
         self.tried.push(node);
         let tag = Tag { operation: self.operation, question: 0 };
         let remaining = self.deadline.saturating_sub(local.now.monotonic);
         local.send(node, Message::Forward { tag, request: Box::new(self.request.clone()), remaining });
         true
+    }
+
+    /// A node that can coordinate a sloppy write in place of the replicas.
+    fn spare<S: Store>(&self, local: &Local<S>) -> Option<NodeId> {
+        let document = local.document.as_ref().filter(|_| self.request.counts_stand_ins())?;
+        let fresh = |node: &NodeId| *node != local.node && local.is_up(*node) && !self.tried.contains(node);
+        self.located.owners.iter().find_map(|owner| spares(document, &self.located, owner).find(fresh))
     }
 
     /// The replica answered.

@@ -8,6 +8,7 @@ pub(crate) mod forward;
 pub(crate) mod outcomes;
 pub(crate) mod read;
 pub(crate) mod spread;
+pub(crate) mod stand_ins;
 pub(crate) mod tally;
 pub(crate) mod write;
 

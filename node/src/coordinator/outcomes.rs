@@ -33,6 +33,8 @@ pub(crate) struct Outcome {
     pub(crate) level: Level,
     pub(crate) n: Option<u8>,
     pub(crate) durability: Durability,
+    /// Whether nodes that stood in for replicas counted.
+    pub(crate) is_sloppy: bool,
     /// How far it has come.
     pub(crate) state: OutcomeState,
 }
@@ -51,7 +53,10 @@ pub(crate) enum OutcomeState {
 impl Outcome {
     /// Whether reaching what this write had to reach is enough for another attempt of it.
     pub(crate) fn suffices(&self, plan: &WritePlan) -> bool {
-        self.level == plan.level && self.n == plan.located.n && self.durability >= plan.durability
+        self.level == plan.level
+            && self.n == plan.located.n
+            && self.durability >= plan.durability
+            && (plan.is_sloppy || !self.is_sloppy)
     }
 }
 

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::tally::Vote;
 use crate::{
+    hints::HintLeft,
     local::{Event, Local},
     message::{MergeOutcome, MergePath, MergeRefusal, Message, Tag},
     placement::{OwnerAt, Owners},
@@ -72,18 +73,41 @@ impl Spread {
         }
         if !local.is_up(node) {
             // With this turn's batch, so that a crash does not part it from the record.
-            local.hints_left.push((node, self.object.clone()));
+            self.leave_hint(local, node, false);
             return TargetState::Down;
         }
-        let message = Message::Merge {
+        local.send(node, self.message(self.path));
+        TargetState::Sent
+    }
+
+    fn message(&self, path: MergePath) -> Message {
+        Message::Merge {
             tag: self.tag,
             object: self.object.clone(),
             record: Arc::clone(&self.record),
             durability: self.durability,
-            path: self.path,
+            path,
+        }
+    }
+
+    fn leave_hint<S: Store>(&self, local: &mut Local<S>, target: NodeId, is_counted: bool) {
+        local.hints_left.push(HintLeft { target, object: self.object.clone(), is_counted });
+    }
+
+    /// Sends the record to a node that is to stand in for `target`, or lets this node do so. False if it does not.
+    pub(crate) fn send_in_place<S: Store>(&self, local: &mut Local<S>, node: NodeId, target: NodeId) -> bool {
+        if node != local.node {
+            local.send(node, self.message(MergePath::StandIn { target }));
+            return true;
+        }
+        self.leave_hint(local, target, true);
+        let Ok(acknowledgement) = local.acknowledge_with_hint(&self.object, self.durability) else {
+            return false;
         };
-        local.send(node, message);
-        TargetState::Sent
+        let outcome = MergeOutcome::Applied { gained: acknowledgement.gained };
+        let event = Event::Merged { from: local.node, store: local.store_id(), outcome };
+        local.when_synced(acknowledgement.after, Waiting::Event { tag: self.tag, event });
+        true
     }
 
     /// This node's own replica takes the record like any other, and acknowledges when it may.
@@ -164,10 +188,25 @@ impl Spread {
         }
     }
 
-    /// Whether a replica was sent to, or tried, and did not take it: what a planted bug counts.
+    /// Whether a replica was down, or did not take it.
     pub(crate) fn failed(&self, node: NodeId) -> bool {
         let failed = |target: &Target| matches!(target.state, TargetState::Refused | TargetState::Down);
         self.targets.iter().any(|target| target.node == node && failed(target))
+    }
+
+    /// Whether a replica's answer is awaited.
+    pub(crate) fn awaits(&self, node: NodeId) -> bool {
+        self.targets.iter().any(|target| target.node == node && target.state == TargetState::Sent)
+    }
+
+    /// Whether the record is for this node itself.
+    pub(crate) fn is_target(&self, node: NodeId) -> bool {
+        self.targets.iter().any(|target| target.node == node)
+    }
+
+    /// Whether a replica was down when the record was to be sent.
+    pub(crate) fn was_down(&self, node: NodeId) -> bool {
+        self.targets.iter().any(|target| target.node == node && target.state == TargetState::Down)
     }
 
     /// Whether nobody is left to answer.
@@ -180,7 +219,7 @@ impl Spread {
         for target in &self.targets {
             let is_owed = matches!(target.state, TargetState::Sent | TargetState::Refused);
             if is_owed && target.node != local.node {
-                local.hints_left.push((target.node, self.object.clone()));
+                self.leave_hint(local, target.node, false);
             }
         }
     }

@@ -16,6 +16,7 @@ use super::{
     admit::{Located, WritePlan, required},
     outcomes::{Outcome, OutcomeState, Outcomes},
     spread::Spread,
+    stand_ins::StandIns,
     tally::{Verdict, Vote},
 };
 use crate::{
@@ -39,7 +40,10 @@ pub(crate) struct WriteOperation {
     /// All that are to keep a copy; the first n of them count.
     keepers: Owners,
     spread: Spread,
+    /// Those that stand in for replicas, if the request lets them.
+    stand_ins: Option<StandIns>,
     deadline: Duration,
+    timer: Duration,
     is_answered: bool,
 }
 
@@ -121,12 +125,40 @@ impl WriteOperation {
             level: plan.level,
             n: plan.located.n,
             durability: plan.durability,
+            is_sloppy: plan.is_sloppy,
             state,
         };
         outcomes.remember(local.now.monotonic, plan.request, outcome, &local.settings);
         local.timers.insert((deadline, operation));
         let requesters = smallvec![requester];
-        WriteOperation { operation, requesters, plan, dot, keepers, spread, deadline, is_answered: false }
+        let stand_ins = plan.is_sloppy.then(|| StandIns::new(local.now.monotonic, plan.in_place_of));
+        let timer = deadline;
+        let mut write = WriteOperation {
+            operation,
+            requesters,
+            plan,
+            dot,
+            keepers,
+            spread,
+            stand_ins,
+            deadline,
+            timer,
+            is_answered: false,
+        };
+        write.fill_places(local);
+        write
+    }
+
+    /// Finds stand-ins for replicas that need one, and looks again later whether more do.
+    fn fill_places<S: Store>(&mut self, local: &mut Local<S>) {
+        let Some(stand_ins) = &mut self.stand_ins else { return };
+        local.timers.remove(&(self.timer, self.operation));
+        self.timer = self.deadline;
+        if !self.is_answered {
+            stand_ins.fill(local, &self.plan.located, &self.spread);
+            self.timer = stand_ins.look_at(local.now.monotonic).min(self.deadline);
+        }
+        local.timers.insert((self.timer, self.operation));
     }
 
     /// Its number.
@@ -152,6 +184,10 @@ impl WriteOperation {
     ) -> Step {
         if let Event::Merged { from, store, outcome } = event {
             self.spread.merged(from, store, outcome);
+            if let Some(stand_ins) = &mut self.stand_ins {
+                stand_ins.merged(from, store, outcome);
+            }
+            self.fill_places(local);
         }
         self.evaluate(local, outcomes)
     }
@@ -166,6 +202,10 @@ impl WriteOperation {
         self.plan.located.owners = owners;
         self.keepers = keepers(local, &self.plan.located, self.spread.record());
         self.spread.document_changed(local, &self.keepers);
+        if let Some(stand_ins) = &mut self.stand_ins {
+            stand_ins.document_changed(local.now.monotonic);
+        }
+        self.fill_places(local);
         match required(local, Operation::Write, self.plan.level, &self.plan.located.owners) {
             Ok(tally) => self.plan.tally = tally,
             Err(_) => return self.finish(local, outcomes, DoubtCause::TooFewLeft),
@@ -176,7 +216,8 @@ impl WriteOperation {
     /// The time is up.
     pub(crate) fn on_timer<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes) -> Step {
         if local.now.monotonic < self.deadline {
-            return Step::Continue;
+            self.fill_places(local);
+            return self.evaluate(local, outcomes);
         }
         self.finish(local, outcomes, DoubtCause::TimedOut)
     }
@@ -189,7 +230,7 @@ impl WriteOperation {
                 Verdict::Impossible => return self.finish(local, outcomes, DoubtCause::TooFewLeft),
             }
         }
-        if self.spread.is_over() {
+        if self.spread.is_over() && self.stand_ins.as_ref().is_none_or(StandIns::is_over) {
             return self.finish(local, outcomes, DoubtCause::TooFewLeft);
         }
         Step::Continue
@@ -198,9 +239,26 @@ impl WriteOperation {
     fn vote<S: Store>(&self, local: &Local<S>, node: ring::NodeId) -> Vote {
         let Some(document) = &local.document else { return Vote::No };
         match local.planted {
-            Some(PlantedBug::FailedReplicaCounted) if self.spread.failed(node) => Vote::Yes,
-            Some(_) | None => self.spread.vote(document, &self.keepers, node),
+            Some(PlantedBug::FailedReplicaCounted) if self.spread.failed(node) => return Vote::Yes,
+            Some(PlantedBug::DeadReplicaCounted) if self.spread.was_down(node) => return Vote::Yes,
+            Some(_) | None => {}
         }
+        let own = self.spread.vote(document, &self.keepers, node);
+        match (&self.stand_ins, own) {
+            (None, _) | (_, Vote::Yes) => own,
+            (Some(stand_ins), _) => match stand_ins.vote(document, &self.plan.located, node) {
+                Vote::No => own,
+                vote => vote,
+            },
+        }
+    }
+
+    /// Whether somebody else holds the record in a replica's place.
+    fn is_stood_in<S: Store>(&self, local: &Local<S>, node: ring::NodeId) -> bool {
+        let Some(document) = &local.document else { return false };
+        self.vote(local, node) == Vote::Yes
+            && self.stand_ins.is_some()
+            && self.spread.vote(document, &self.keepers, node) != Vote::Yes
     }
 
     fn acknowledge<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes) {
@@ -208,7 +266,14 @@ impl WriteOperation {
         let object = self.spread.object();
         let context = only_this(self.spread.record(), self.dot)
             .map(|context| local.settings.context_key.seal(object.keyspace(), object.key_bytes(), &context));
+        let is_stood_in = |node| if self.is_stood_in(local, node) { Vote::Yes } else { Vote::No };
+        let stood_in = match local.planted {
+            Some(PlantedBug::StandInCountedAsStrict) => 0,
+            Some(_) | None => self.plan.tally.count(is_stood_in, Vote::Yes),
+        };
+        local.counters.writes_sloppy += u64::from(stood_in > 0);
         let reply = WriteReply {
+            stood_in,
             version: Some(Version { counter: self.dot.counter.0, actor: self.dot.actor.0 }),
             context,
             required: self.plan.tally.required(),
@@ -244,7 +309,7 @@ impl WriteOperation {
             }
         }
         self.spread.leave_hints(local);
-        local.timers.remove(&(self.deadline, self.operation));
+        local.timers.remove(&(self.timer, self.operation));
         Step::Done
     }
 }

@@ -8,6 +8,9 @@
 //! Hints are bounded in number and age for each target; at the bound the oldest is dropped and counted. (They hold no
 //! values: a hint costs its key and some hundred bytes, in memory and on disk.)
 //!
+//! **A hint that was counted in an acknowledgement is data.** It is left by a node that stands in for the target in a sloppy
+//! quorum, which may be the only one to hold the write. It is never dropped; at the bound such writes are not taken.
+//!
 //! **The receiver sets the pace** ([`grants`]): a holder says how much it has, and sends as many merges as it is granted.
 
 pub(crate) mod grants;
@@ -40,8 +43,28 @@ const FLYING_BYTES_MAX: usize = 4 << 20;
 /// Hints that are stored again with one batch, after batches were refused.
 const SAVED_AT_ONCE: usize = 4096;
 
-/// A hint as it is read back: whom it is for, since when, and what it names.
-pub(crate) type StoredHint = (NodeId, UnixMillis, ObjectKey);
+/// A hint as it is read back: whom it is for, what it says, and what it names.
+pub(crate) type StoredHint = (NodeId, Owed, ObjectKey);
+
+/// A hint that an operation leaves.
+#[derive(Clone, Debug)]
+pub(crate) struct HintLeft {
+    /// Whom it is for.
+    pub(crate) target: NodeId,
+    /// What it names.
+    pub(crate) object: ObjectKey,
+    /// Whether an acknowledgement counts on it.
+    pub(crate) is_counted: bool,
+}
+
+/// What a hint says beside its target and its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owed {
+    /// Since when it waits.
+    pub(crate) since: UnixMillis,
+    /// Whether an acknowledgement counts on it.
+    pub(crate) is_counted: bool,
+}
 
 /// The hints for one target, counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +73,8 @@ pub struct HintsPending {
     pub target: NodeId,
     /// How many wait or are on their way.
     pub count: usize,
+    /// How many of these an acknowledgement counts on.
+    pub counted: usize,
     /// Since when the oldest waits; none if none does.
     pub oldest: Option<UnixMillis>,
 }
@@ -66,11 +91,16 @@ pub(crate) struct Hints {
 /// The hints for one target.
 #[derive(Default)]
 struct Queue {
-    /// Those that wait, the oldest first, and the same by name.
-    by_age: VecDeque<(UnixMillis, ObjectKey)>,
-    waiting: BTreeMap<ObjectKey, UnixMillis>,
+    /// Those that wait, with their places in line, which are handed out in order.
+    waiting: BTreeMap<ObjectKey, (u64, Owed)>,
+    /// The line of those that are counted, and the line of the others.
+    counted: BTreeMap<u64, ObjectKey>,
+    plain: BTreeMap<u64, ObjectKey>,
+    next_place: u64,
     /// Those on their way. (One that is left again meanwhile waits as well.)
-    flying: BTreeMap<ObjectKey, UnixMillis>,
+    flying: BTreeMap<ObjectKey, Owed>,
+    /// How many of those are counted.
+    counted_flying: usize,
     flying_bytes: usize,
     /// How many more the target has granted.
     granted: u32,
@@ -84,7 +114,7 @@ pub(crate) struct HintOperation {
     operation: u64,
     target: NodeId,
     object: ObjectKey,
-    since: UnixMillis,
+    owed: Owed,
     bytes: usize,
     timer: Duration,
     is_delivered: bool,
@@ -95,30 +125,37 @@ impl Hints {
     pub(crate) fn new(mut stored: Vec<StoredHint>) -> Hints {
         let mut hints =
             Hints { queues: BTreeMap::new(), unsynced: VecDeque::new(), unsaved: BTreeSet::new() };
-        stored.sort_by_key(|(_, since, _)| *since);
-        for (target, since, object) in stored {
-            let queue = hints.queues.entry(target).or_default();
-            queue.waiting.insert(object.clone(), since);
-            queue.by_age.push_back((since, object));
+        stored.sort_by_key(|(_, owed, _)| owed.since);
+        for (target, owed, object) in stored {
+            hints.queues.entry(target).or_default().wait(object, owed);
         }
         hints
+    }
+
+    /// Whether one more hint for the target may be counted in an acknowledgement.
+    pub(crate) fn has_room<S: Store>(&self, local: &Local<S>, target: NodeId) -> bool {
+        let counted = self.queues.get(&target).map_or(0, Queue::counted);
+        counted < local.settings.hints_per_peer_max
     }
 
     /// How many there are, and since when the oldest waits, by target.
     pub(crate) fn census(&self) -> Vec<HintsPending> {
         let pending = |(&target, queue): (&NodeId, &Queue)| {
-            let oldest = queue.by_age.front().map(|(since, _)| *since);
-            HintsPending { target, count: queue.waiting.len() + queue.flying.len(), oldest }
+            let heads = [queue.counted.first_key_value(), queue.plain.first_key_value()];
+            let since = heads.into_iter().flatten().map(|(_, object)| queue.waiting[object].1.since);
+            let (count, counted) = (queue.waiting.len() + queue.flying.len(), queue.counted());
+            HintsPending { target, count, counted, oldest: since.min() }
         };
         self.queues.iter().map(pending).collect()
     }
 
     /// Takes over what operations have left, with this turn's batch.
     pub(crate) fn collect<S: Store>(&mut self, local: &mut Local<S>) {
-        for (target, object) in std::mem::take(&mut local.hints_left) {
+        for HintLeft { target, object, is_counted } in std::mem::take(&mut local.hints_left) {
             local.counters.hints_left += 1;
-            let is_new = self.put(local, target, local.now.wall, &object);
-            if is_new {
+            let is_new = self.put(local, target, Owed { since: local.now.wall, is_counted }, &object);
+            // Who counts on it waits for this turn's batch: it has to be in there.
+            if is_new || is_counted {
                 self.save(local, target, object);
             }
         }
@@ -150,17 +187,17 @@ impl Hints {
                 queue.wait_until = now + REPLAY_TIMEOUT;
             }
             while queue.is_to_send()
-                && let Some((since, object)) = queue.next()
+                && let Some((object, owed)) = queue.next()
             {
-                match HintOperation::start(local, target, object.clone(), since) {
+                match HintOperation::start(local, target, object.clone(), owed) {
                     Ok(Some(hint)) => {
                         queue.granted -= 1;
                         queue.flying_bytes += hint.bytes;
-                        queue.flying.insert(object.clone(), since);
-                        started.push(hint);
-                        if local.planted == Some(PlantedBug::HintDroppedWhenSent) {
-                            queue.flying.remove(&object);
+                        queue.counted_flying += usize::from(owed.is_counted);
+                        if local.planted != Some(PlantedBug::HintDroppedWhenSent) {
+                            queue.flying.insert(object.clone(), owed);
                         }
+                        started.push(hint);
                     }
                     Ok(None) => {
                         local.counters.hints_dropped += 1;
@@ -168,8 +205,7 @@ impl Hints {
                     }
                     Err(Unheld::Damaged | Unheld::Unreadable) => {
                         // It may be there all the same, or an exchange brings it back.
-                        queue.waiting.insert(object.clone(), since);
-                        queue.by_age.push_back((since, object));
+                        queue.wait(object, owed);
                         queue.wait_until = now + REPLAY_TIMEOUT;
                         break;
                     }
@@ -196,10 +232,11 @@ impl Hints {
 
     /// A replay ended.
     pub(crate) fn ended<S: Store>(&mut self, local: &mut Local<S>, hint: HintOperation) {
-        let HintOperation { target, object, since, bytes, is_delivered, .. } = hint;
+        let HintOperation { target, object, owed, bytes, is_delivered, .. } = hint;
         let queue = self.queues.entry(target).or_default();
         queue.flying.remove(&object);
         queue.flying_bytes -= bytes;
+        queue.counted_flying -= usize::from(owed.is_counted);
         if is_delivered {
             local.counters.hints_replayed += 1;
             self.save(local, target, object);
@@ -208,7 +245,7 @@ impl Hints {
         } else {
             queue.wait_until = local.now.monotonic + REPLAY_TIMEOUT;
             queue.granted = 0;
-            self.put(local, target, since, &object);
+            self.put(local, target, owed, &object);
         }
     }
 
@@ -242,16 +279,16 @@ impl Hints {
         &mut self,
         local: &mut Local<S>,
         target: NodeId,
-        since: UnixMillis,
+        owed: Owed,
         object: &ObjectKey,
     ) -> bool {
         let queue = self.queues.entry(target).or_default();
-        if queue.waiting.contains_key(object) {
+        let known = queue.waiting.get(object).map(|(_, owed)| *owed);
+        if known.is_some_and(|known| known.is_counted || !owed.is_counted) {
             return false;
         }
-        let is_new = !queue.flying.contains_key(object);
-        queue.waiting.insert(object.clone(), since);
-        queue.by_age.push_back((since, object.clone()));
+        let is_new = known.is_none() && !queue.flying.contains_key(object);
+        queue.wait(object.clone(), owed);
         for dropped in queue.surplus(local) {
             local.counters.hints_dropped += 1;
             self.save(local, target, dropped);
@@ -265,8 +302,8 @@ impl Hints {
             self.unsaved.insert((target, object));
             return;
         }
-        let since = self.queues.get(&target).and_then(|queue| queue.owes(&object));
-        let value = since.map(|since| stored::value(target, &object, since));
+        let owed = self.queues.get(&target).and_then(|queue| queue.owes(&object));
+        let value = owed.map(|owed| stored::value(target, &object, owed));
         if local.planted == Some(PlantedBug::HintNotStored) && value.is_some() {
             return;
         }
@@ -287,21 +324,49 @@ impl Queue {
         !self.waiting.is_empty() && self.granted == 0 && self.flying.is_empty()
     }
 
-    /// Whether the oldest that waits can be sent.
+    /// Whether one that waits can be sent.
     fn is_to_send(&self) -> bool {
-        let is_ready = |(_, object): &(UnixMillis, ObjectKey)| !self.flying.contains_key(object);
-        self.granted > 0 && self.flying_bytes < FLYING_BYTES_MAX && self.by_age.front().is_some_and(is_ready)
+        self.granted > 0 && self.flying_bytes < FLYING_BYTES_MAX && self.head().is_some()
     }
 
-    /// Takes the oldest that waits and is not on its way already.
-    fn next(&mut self) -> Option<(UnixMillis, ObjectKey)> {
-        let flying = &self.flying;
-        let next = self.by_age.pop_front_if(|(_, object)| !flying.contains_key(object))?;
-        self.waiting.remove(&next.1);
-        Some(next)
+    /// The next that is not on its way already: those that are counted come first.
+    fn head(&self) -> Option<&ObjectKey> {
+        let first = |line: &'_ BTreeMap<u64, ObjectKey>| line.first_key_value().map(|(place, _)| *place);
+        let counted = first(&self.counted).map(|place| &self.counted[&place]);
+        let plain = first(&self.plain).map(|place| &self.plain[&place]);
+        [counted, plain].into_iter().flatten().find(|object| !self.flying.contains_key(*object))
     }
 
-    /// Takes out those that are too old, and the oldest of those that are too many.
+    /// Takes that one out.
+    fn next(&mut self) -> Option<(ObjectKey, Owed)> {
+        let object = self.head()?.clone();
+        self.take(&object).map(|owed| (object, owed))
+    }
+
+    /// Puts one at the end of its line; one that waits already leaves its place.
+    fn wait(&mut self, object: ObjectKey, owed: Owed) {
+        self.take(&object);
+        let place = self.next_place;
+        self.next_place += 1;
+        let line = if owed.is_counted { &mut self.counted } else { &mut self.plain };
+        line.insert(place, object.clone());
+        self.waiting.insert(object, (place, owed));
+    }
+
+    /// Takes one out that waits.
+    fn take(&mut self, object: &ObjectKey) -> Option<Owed> {
+        let (place, owed) = self.waiting.remove(object)?;
+        let line = if owed.is_counted { &mut self.counted } else { &mut self.plain };
+        line.remove(&place);
+        Some(owed)
+    }
+
+    /// How many are counted.
+    fn counted(&self) -> usize {
+        self.counted.len() + self.counted_flying
+    }
+
+    /// Takes out those that are too old, and the oldest of those that are too many. What is counted stays.
     fn surplus<S: Store>(&mut self, local: &Local<S>) -> Vec<ObjectKey> {
         let (age_max, most) = (local.settings.hint_age_max, local.settings.hints_per_peer_max);
         let age = |since: UnixMillis| Duration::from_millis(local.now.wall.0.saturating_sub(since.0));
@@ -310,16 +375,26 @@ impl Queue {
         let is_right = || u128::from(drift_ms()) <= local.settings.clock_drift_max.as_millis();
         let is_old = |since: UnixMillis| age(since) > age_max && is_right();
         let mut surplus = Vec::new();
-        while self.waiting.len() > most || self.by_age.front().is_some_and(|(since, _)| is_old(*since)) {
-            let Some((_, object)) = self.next() else { break };
+        loop {
+            let line = match local.planted {
+                Some(PlantedBug::CountedHintExpires) if self.plain.is_empty() => &self.counted,
+                Some(_) | None => &self.plain,
+            };
+            let Some(object) = line.first_key_value().map(|(_, object)| object.clone()) else { break };
+            if line.len() <= most && !is_old(self.waiting[&object].1.since) {
+                break;
+            }
+            self.take(&object);
             surplus.push(object);
         }
         surplus
     }
 
-    /// Since when an object is owed; none if it is not.
-    fn owes(&self, object: &ObjectKey) -> Option<UnixMillis> {
-        self.flying.get(object).or_else(|| self.waiting.get(object)).copied()
+    /// What is owed of an object; none if nothing is.
+    fn owes(&self, object: &ObjectKey) -> Option<Owed> {
+        let (flying, waiting) = (self.flying.get(object), self.waiting.get(object).map(|(_, owed)| owed));
+        let is_counted = [flying, waiting].into_iter().flatten().any(|owed| owed.is_counted);
+        flying.or(waiting).map(|owed| Owed { is_counted, ..*owed })
     }
 }
 
@@ -328,7 +403,7 @@ impl HintOperation {
         local: &mut Local<S>,
         target: NodeId,
         object: ObjectKey,
-        since: UnixMillis,
+        owed: Owed,
     ) -> Result<Option<HintOperation>, Unheld> {
         let Some(document) = &local.document else { return Err(Unheld::Unreadable) };
         let partition = object.partition(document.partitions);
@@ -342,7 +417,7 @@ impl HintOperation {
         local.timers.insert((timer, operation));
         let (durability, path) = (Durability::Disk, MergePath::Hint);
         local.send(target, Message::Merge { tag, object: object.clone(), record, durability, path });
-        Ok(Some(HintOperation { operation, target, object, since, bytes, timer, is_delivered: false }))
+        Ok(Some(HintOperation { operation, target, object, owed, bytes, timer, is_delivered: false }))
     }
 
     /// Its number.

@@ -4,7 +4,7 @@ use antientropy::version::UnixMillis;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ring::NodeId;
 
-use super::StoredHint;
+use super::{Owed, StoredHint};
 use crate::{
     recovery::read_under,
     storage::{ObjectKey, Store, open_stored, seal_stored},
@@ -12,6 +12,8 @@ use crate::{
 
 /// What all keys of hints begin with.
 const PREFIX: &[u8] = b"hint/";
+/// What a hint says takes so many bytes.
+const VALUE_BYTES: usize = 9;
 
 /// Where a hint is stored: the prefix, its target (4 bytes, big-endian), and its object's encoded name.
 pub(super) fn key(target: NodeId, object: &ObjectKey) -> Bytes {
@@ -23,9 +25,14 @@ pub(super) fn key(target: NodeId, object: &ObjectKey) -> Bytes {
     key.freeze()
 }
 
-/// What is stored there: since when it waits, in milliseconds since 1970 (8 bytes, big-endian).
-pub(super) fn value(target: NodeId, object: &ObjectKey, since: UnixMillis) -> Bytes {
-    seal_stored(&key(target, object), |out| out.put_u64(since.0), 8)
+/// What is stored there: since when it waits, in milliseconds since 1970 (8 bytes, big-endian), and whether it is counted
+/// (1 byte, 0 or 1).
+pub(super) fn value(target: NodeId, object: &ObjectKey, owed: Owed) -> Bytes {
+    let put = |out: &mut BytesMut| {
+        out.put_u64(owed.since.0);
+        out.put_u8(u8::from(owed.is_counted));
+    };
+    seal_stored(&key(target, object), put, VALUE_BYTES)
 }
 
 /// All hints of a store. One that cannot be read is none: exchanges cover it.
@@ -34,12 +41,13 @@ pub(crate) fn read_hints<S: Store>(store: &S) -> Vec<StoredHint> {
 }
 
 fn decode(key: &Bytes, stored: &Bytes) -> Option<StoredHint> {
-    let mut since = open_stored(key, stored).ok().filter(|payload| payload.len() == 8)?;
+    let mut payload = open_stored(key, stored).ok().filter(|payload| payload.len() == VALUE_BYTES)?;
+    let owed = Owed { since: UnixMillis(payload.get_u64()), is_counted: payload.get_u8() != 0 };
     let mut name = key.slice(PREFIX.len()..);
     let target = NodeId(name.try_get_u32().ok()?);
     // Copied out: the key may be part of a larger block, which the queue would keep in memory.
     let object = ObjectKey::decode(&Bytes::copy_from_slice(&name))?;
-    Some((target, UnixMillis(since.get_u64()), object))
+    Some((target, owed, object))
 }
 
 #[cfg(test)]
@@ -54,16 +62,16 @@ mod tests {
         let engine = MemoryEngine::new(StoreId(1));
         let object = |key: &[u8]| ObjectKey::new(KeyspaceId(7), key);
         let hints = [
-            (NodeId(1), UnixMillis(5), object(b"a")),
-            (NodeId(1), UnixMillis(3), object(b"b")),
-            (NodeId(u32::MAX), UnixMillis(u64::MAX), object(&[0xff; 40])),
+            (NodeId(1), Owed { since: UnixMillis(5), is_counted: true }, object(b"a")),
+            (NodeId(1), Owed { since: UnixMillis(3), is_counted: false }, object(b"b")),
+            (NodeId(u32::MAX), Owed { since: UnixMillis(u64::MAX), is_counted: true }, object(&[0xff; 40])),
         ];
         let mut changes: Vec<Change> = hints
             .iter()
-            .map(|(target, since, object)| Change {
+            .map(|(target, owed, object)| Change {
                 table: Table::Meta,
                 key: key(*target, object),
-                value: Some(value(*target, object, *since)),
+                value: Some(value(*target, object, *owed)),
             })
             .collect();
         let other = |key: &'static [u8], value: Bytes| Change {
@@ -77,9 +85,9 @@ mod tests {
         engine.submit(Batch { sequence: Sequence(1), changes });
         engine.commit_next();
         let mut found = read_hints(&engine);
-        found.sort_by_key(|(_, since, _)| std::cmp::Reverse(*since));
+        found.sort_by_key(|(_, owed, _)| std::cmp::Reverse(owed.since));
         let mut expected = hints.to_vec();
-        expected.sort_by_key(|(_, since, _)| std::cmp::Reverse(*since));
+        expected.sort_by_key(|(_, owed, _)| std::cmp::Reverse(owed.since));
         assert_eq!(found, expected);
     }
 }

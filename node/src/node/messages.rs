@@ -1,19 +1,24 @@
 //! Messages from peers: what every one of them tells, and who each is for.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
+use antientropy::version::Record;
 use client::Refusal;
 use rand_core::Rng;
-use ring::{Epoch, NodeId, PartitionId};
+use ring::{Durability, Epoch, NodeId, PartitionId};
 
 use super::{DOCUMENT_RETRY_AFTER, Node, requests::timeout};
 use crate::{
     coordinator::{Requester, forward::refusal},
     exchange::answer_tree,
-    local::Event,
+    hints::{HintLeft, Hints},
+    local::{Acknowledgement, Event, Local},
     message::{Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, Tag},
     peers::SEQUENCE_MAX,
-    storage::{Sequence, Store},
+    storage::{ObjectKey, Sequence, Store},
     waiting::Waiting,
 };
 
@@ -132,7 +137,13 @@ impl<S: Store> Node<S> {
             }
             Message::Merge { tag, object, record, durability, path } => {
                 let merged = |outcome| Message::Merged { tag, outcome };
-                match local.merge(&object, &record, durability, path) {
+                let result = match path {
+                    MergePath::StandIn { target } => {
+                        stand_in(local, &self.hints, target, &object, &record, durability)
+                    }
+                    _ => local.merge(&object, &record, durability, path),
+                };
+                match result {
                     Err(refusal) => local.send(from, merged(MergeOutcome::Refused(refusal))),
                     Ok(acknowledgement) => {
                         let message = merged(MergeOutcome::Applied { gained: acknowledgement.gained });
@@ -226,6 +237,34 @@ impl<S: Store> Node<S> {
             self.local.send(from, Message::DocumentRequest);
         }
     }
+}
+
+/// Takes a record in place of a replica, and leaves a hint for that one with the same batch.
+fn stand_in<S: Store>(
+    local: &mut Local<S>,
+    hints: &Hints,
+    target: NodeId,
+    object: &ObjectKey,
+    record: &Arc<Record>,
+    durability: Durability,
+) -> Result<Acknowledgement, MergeRefusal> {
+    let is_member = local.document.as_ref().is_some_and(|document| document.members.contains_key(&target));
+    let refusal = if !is_member || target == local.node {
+        Some(MergeRefusal::Mismatched)
+    } else if local.replica.is_refusing() || local.is_stopping {
+        Some(MergeRefusal::StorageFailed)
+    } else if !hints.has_room(local, target) {
+        Some(MergeRefusal::Overloaded)
+    } else {
+        None
+    };
+    if let Some(refusal) = refusal {
+        local.counters.stand_ins_refused += 1;
+        return Err(refusal);
+    }
+    local.merge(object, record, durability, MergePath::StandIn { target })?;
+    local.hints_left.push(HintLeft { target, object: object.clone(), is_counted: true });
+    local.acknowledge_with_hint(object, durability)
 }
 
 /// The forwards that were taken lately. One that comes twice is taken once: the second could be refused while the

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use antientropy::version::Context;
 use client::{DoubtCause, Limit, Operation as Kind, Refusal, Reply, Request, WriteError};
-use ring::ConflictPolicy;
+use ring::{ConflictPolicy, NodeId};
 
 use super::{Node, Operation};
 use crate::{
     coordinator::{
         Requester, admit,
-        admit::WritePlan,
+        admit::{Located, WritePlan},
         forward::{ForwardOperation, refusal},
         outcomes::OutcomeState,
         read::ReadOperation,
@@ -50,30 +50,23 @@ impl<S: Store> Node<S> {
             return Err(Refusal::Overloaded(Limit::Requests));
         }
         let located = admit::locate(&self.local, request)?;
+        let mut in_place_of = None;
         if !self.local.is_recorded() || !located.owners.contains(self.local.node) {
-            if !may_forward {
-                return Err(Refusal::StaleEpoch { known: self.local.epoch() });
+            in_place_of = self.in_place_of(request, &located, may_forward)?;
+            if in_place_of.is_none() {
+                return self.forward(requester, request, located, deadline, may_forward);
             }
-            let copies = located.owners.copies().total();
-            let local = &mut self.local;
-            return match ForwardOperation::start(local, requester, request.clone(), located, deadline) {
-                Ok(forward) => {
-                    self.operations.insert(forward.operation(), Operation::Forward(Box::new(forward)));
-                    Ok(())
-                }
-                Err(_) => Err(Refusal::Unavailable { required: copies.min(1), alive: 0 }),
-            };
         }
         match request {
             Request::Put(put) => {
-                let plan = admit::plan_put(&self.local, located, put)?;
+                let plan = WritePlan { in_place_of, ..admit::plan_put(&self.local, located, put)? };
                 match self.resume(requester, plan, deadline)? {
                     Some(plan) => self.mint(requester, plan, deadline),
                     None => Ok(()),
                 }
             }
             Request::Delete(delete) => {
-                let plan = admit::plan_delete(&self.local, located, delete)?;
+                let plan = WritePlan { in_place_of, ..admit::plan_delete(&self.local, located, delete)? };
                 let is_blind = delete.options.context.is_none();
                 match self.resume(requester, plan, deadline)? {
                     Some(plan) if is_blind && plan.located.conflict == ConflictPolicy::Siblings => {
@@ -92,6 +85,54 @@ impl<S: Store> Node<S> {
                 self.operations.insert(read.operation(), Operation::Read(Box::new(read)));
                 Ok(())
             }
+        }
+    }
+
+    /// Forwards a request to a replica.
+    fn forward(
+        &mut self,
+        requester: Requester,
+        request: &Request,
+        located: Located,
+        deadline: Duration,
+        may_forward: bool,
+    ) -> Result<(), Refusal> {
+        if !may_forward {
+            return Err(Refusal::StaleEpoch { known: self.local.epoch() });
+        }
+        let copies = located.owners.copies().total();
+        match ForwardOperation::start(&mut self.local, requester, request.clone(), located, deadline) {
+            Ok(forward) => {
+                self.operations.insert(forward.operation(), Operation::Forward(Box::new(forward)));
+                Ok(())
+            }
+            Err(_) => Err(Refusal::Unavailable { required: copies.min(1), alive: 0 }),
+        }
+    }
+
+    /// The replica in whose place this node is to coordinate a request that it is no replica for: a sloppy write, if no
+    /// replica is up that it could be forwarded to, or if it was forwarded for that reason.
+    ///
+    /// # Errors
+    ///
+    /// If as much is owed to that replica as may be.
+    fn in_place_of(
+        &self,
+        request: &Request,
+        located: &Located,
+        may_forward: bool,
+    ) -> Result<Option<NodeId>, Refusal> {
+        let local = &self.local;
+        let is_up = |node: NodeId| {
+            node != local.node && local.is_up(node) && !local.peers.is_overdue(local.now, node)
+        };
+        let is_to = request.counts_stand_ins()
+            && local.is_recorded()
+            && !(may_forward && located.owners.nodes().any(is_up));
+        let target = if is_to { admit::in_place_of(local, located) } else { None };
+        match target {
+            Some(target) if !self.hints.has_room(local, target) => Err(Refusal::Overloaded(Limit::Hints)),
+            target => Ok(target),
         }
     }
 
@@ -161,6 +202,7 @@ impl<S: Store> Node<S> {
                 context: None,
                 required: plan.tally.required(),
                 acknowledged: plan.tally.required(),
+                stood_in: 0,
                 coordinator: self.local.node,
             };
             return requester.reply(&mut self.local, Reply::Write(Ok(reply)));

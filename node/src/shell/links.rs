@@ -443,7 +443,7 @@ fn is_bulk(message: &Message) -> bool {
     match message {
         Message::Merge { path, .. } => match path {
             MergePath::Hint | MergePath::AntiEntropy | MergePath::Movement => true,
-            MergePath::Write | MergePath::ReadRepair => false,
+            MergePath::Write | MergePath::StandIn { .. } | MergePath::ReadRepair => false,
         },
         Message::Read { purpose, .. } => matches!(purpose, ReadPurpose::Repair),
         Message::Tree { .. } | Message::Stretch { .. } | Message::HintOffer { .. } => true,

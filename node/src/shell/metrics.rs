@@ -78,6 +78,7 @@ fn refusal_label(reply: &Reply) -> Option<&'static str> {
         Refusal::Unavailable { .. } => "unavailable",
         Refusal::Overloaded(Limit::Requests) => "overloaded_requests",
         Refusal::Overloaded(Limit::Unsynced) => "overloaded_unsynced",
+        Refusal::Overloaded(Limit::Hints) => "overloaded_hints",
         Refusal::StaleEpoch { .. } => "stale_epoch",
         Refusal::Unsatisfiable(_) => "unsatisfiable",
         Refusal::BadCopies { .. } => "bad_copies",
@@ -243,6 +244,11 @@ impl Metrics {
                 self.replicas_repaired,
             ),
             single(
+                "quorate_writes_sloppy_total",
+                "Writes that were acknowledged with the help of nodes that stood in for replicas.",
+                counters.writes_sloppy,
+            ),
+            single(
                 "quorate_lww_discarded_total",
                 "Last-write-wins values that were discarded although their winner's writer had not seen them.",
                 counters.lww_discarded,
@@ -308,6 +314,7 @@ impl Metrics {
 fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
     let paths = [
         ("write", counters.merged_write),
+        ("stand_in", counters.merged_stand_in),
         ("read_repair", counters.merged_read_repair),
         ("hint", counters.merged_hint),
         ("anti_entropy", counters.merged_anti_entropy),
@@ -335,6 +342,11 @@ fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
             labelled("outcome", &exchanges),
         ),
         counter("quorate_hints_total", "Hints, by what became of them.", labelled("event", &hints)),
+        single(
+            "quorate_stand_ins_refused_total",
+            "Writes that this node was to take in place of a replica, and did not: it owes that one as much as it may.",
+            counters.stand_ins_refused,
+        ),
         single("quorate_copies_filled_total", "Times that a copy began to fill.", counters.copies_filled),
         single(
             "quorate_copies_made_whole_total",
@@ -385,6 +397,11 @@ fn gather_peers(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
             "quorate_hints_pending",
             "Hints that wait for the peer.",
             snapshot.hints.iter().map(|pending| (peer(&pending.target), number(pending.count))),
+        ),
+        gauge(
+            "quorate_hints_counted_pending",
+            "Of these, those that an acknowledgement counts on: writes that this node took in the peer's place.",
+            snapshot.hints.iter().map(|pending| (peer(&pending.target), number(pending.counted))),
         ),
         gauge(
             "quorate_hint_oldest_seconds",

@@ -81,6 +81,7 @@ wire_variants!(MergePath, "path of a merge", {
     3 => Hint,
     4 => AntiEntropy,
     5 => Movement,
+    6 => StandIn { target },
 });
 wire_variants!(MergeOutcome, "outcome of a merge", {
     1 => Applied { gained },

@@ -2,10 +2,10 @@
 //!
 //! When a write of durability `disk` is acknowledged, as many of the first n as its level requires hold it on disk, by
 //! inspection of the disks at that moment. A replica whose synced data was damaged since the write began counts as one
-//! that held it: it may have, when it acknowledged.
+//! that held it: it may have, when it acknowledged. So many nodes as stood in for replicas may be others.
 
 use client::{Operation, Required};
-use ring::{Durability, NodeId};
+use ring::{DatacenterId, Durability, NodeId};
 
 use crate::history::{Acknowledgement, History, Write};
 
@@ -38,18 +38,32 @@ fn suffice(history: &History, write: &Write, by: &Acknowledgement, holders: &[No
             .any(|damage| damage.node == node)
     };
     let copies = history.copies(write.key, write.n);
-    let counted: Vec<NodeId> = history
-        .replicas(write.key, write.n)
-        .filter(|node| holders.contains(node) || was_damaged(*node))
-        .collect();
-    let datacenter = |node: &NodeId| history.document.members[node].datacenter;
-    match history.required(write.level, Operation::Write, &copies, by.coordinator) {
-        None => false,
-        Some(Required::Anywhere(required)) => counted.len() >= usize::from(required),
-        Some(Required::In(required)) => required.iter().all(|(name, required)| {
-            counted.iter().filter(|node| datacenter(node) == *name).count() >= usize::from(*required)
-        }),
-    }
+    let is_replica = |node: &NodeId| history.replicas(write.key, write.n).any(|replica| replica == *node);
+    let held = |node: &NodeId| holders.contains(node) || was_damaged(*node);
+    let (replicas, others): (Vec<NodeId>, Vec<NodeId>) =
+        history.document.members.keys().copied().filter(held).partition(is_replica);
+    let is_in = |datacenter: DatacenterId| {
+        move |node: &&NodeId| history.document.members[node].datacenter == datacenter
+    };
+    // So many are lacking, and so many others may have stood in for them.
+    let lacking = |required: u8, replicas: usize, others: usize| {
+        let lacking = usize::from(required).saturating_sub(replicas);
+        (lacking, lacking <= others)
+    };
+    let groups: Vec<(usize, bool)> =
+        match history.required(write.level, Operation::Write, &copies, by.coordinator) {
+            None => return false,
+            Some(Required::Anywhere(required)) => vec![lacking(required, replicas.len(), others.len())],
+            Some(Required::In(required)) => required
+                .iter()
+                .map(|&(name, required)| {
+                    let count = |nodes: &[NodeId]| nodes.iter().filter(is_in(name)).count();
+                    lacking(required, count(&replicas), count(&others))
+                })
+                .collect(),
+        };
+    let all: usize = groups.iter().map(|(lacking, _)| lacking).sum();
+    all <= usize::from(by.stood_in) && groups.iter().all(|(_, are_enough)| *are_enough)
 }
 
 #[cfg(test)]
@@ -82,5 +96,7 @@ mod tests {
         let others: Vec<u32> = (1..=3).filter(|node| *node != first).collect();
         story.held_by(a, &others);
         assert_eq!(check(&story.history).len(), 1);
+        story.stood_in(a, 1);
+        assert!(check(&story.history).is_empty(), "one of the others stood in for it");
     }
 }

@@ -57,6 +57,8 @@ fn is_found_by_delete(history: &History, delete: &Write, by: &Acknowledgement, i
     !history.beyond_the_promise
         && value.kind == WriteKind::Put
         && value.expires_ms.is_none()
+        // Those that stood in for replicas are not asked.
+        && put.stood_in == 0
         && ended < delete.began()
         && copies == history.copies(value.key, value.n)
         && asked.zip(written).is_some_and(|(asked, written)| overlaps(&copies, &written, &asked))

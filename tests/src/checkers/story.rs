@@ -51,8 +51,12 @@ impl Story {
     /// A put, acknowledged by node 1. Its version is its place in the order of writes.
     pub(crate) fn put(&mut self, sent: u64, ended: u64) -> WriteId {
         let id = WriteId(self.history.writes.len());
-        let acknowledgement =
-            Acknowledgement { version: Some(version(id)), coordinator: NodeId(1), holders: Some(Vec::new()) };
+        let acknowledgement = Acknowledgement {
+            version: Some(version(id)),
+            coordinator: NodeId(1),
+            stood_in: 0,
+            holders: Some(Vec::new()),
+        };
         let outcome = Outcome::Acknowledged(acknowledgement);
         self.history.writes.push(Write {
             session: 0,
@@ -60,6 +64,7 @@ impl Story {
             kind: WriteKind::Put,
             n: None,
             level: Level::Quorum,
+            is_sloppy: false,
             durability: Durability::Disk,
             context: None,
             is_foreign: false,
@@ -133,6 +138,15 @@ impl Story {
             noticed,
             noticed_with: Sequence(0),
         });
+    }
+
+    /// So many nodes stood in for replicas of a write.
+    pub(crate) fn stood_in(&mut self, write: WriteId, count: u8) {
+        for attempt in &mut self.history.writes[write.0].attempts {
+            if let Outcome::Acknowledged(acknowledgement) = &mut attempt.outcome {
+                acknowledgement.stood_in = count;
+            }
+        }
     }
 
     pub(crate) fn held_by(&mut self, id: WriteId, nodes: &[u32]) {

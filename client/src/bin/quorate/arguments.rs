@@ -123,6 +123,9 @@ pub(crate) struct Write {
     /// Copies in each of the keyspace's datacenters [default: as the keyspace says].
     #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) n: Option<u8>,
+    /// Count nodes that stand in for replicas that are down; they hand over later.
+    #[arg(long)]
+    pub(crate) sloppy: bool,
 }
 
 #[derive(Args, Debug)]

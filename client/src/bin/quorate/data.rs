@@ -25,6 +25,7 @@ struct WriteDocument<'a> {
     context: Option<String>,
     required: u8,
     acknowledged: u8,
+    stood_in: u8,
     coordinator: u32,
     overlap: bool,
 }
@@ -73,7 +74,8 @@ pub(crate) async fn put(
         _ => put.value.into_bytes(),
     };
     let session = interrupt.may_end(Session::open(global)).await?;
-    let mut builder = session.keyspace()?.put(put.key.clone(), value).timeout(session.timeout());
+    let mut builder =
+        session.keyspace()?.put(put.key.clone(), value).timeout(session.timeout()).sloppy(put.write.sloppy);
     if let Some(level) = put.write.w {
         builder = builder.w(level);
     }
@@ -103,7 +105,8 @@ pub(crate) async fn delete(
     interrupt: &Interrupt,
 ) -> Result<Exit, CommandError> {
     let session = interrupt.may_end(Session::open(global)).await?;
-    let mut builder = session.keyspace()?.delete(delete.key.clone()).timeout(session.timeout());
+    let mut builder =
+        session.keyspace()?.delete(delete.key.clone()).timeout(session.timeout()).sloppy(delete.write.sloppy);
     if let Some(level) = delete.write.w {
         builder = builder.w(level);
     }
@@ -161,12 +164,18 @@ fn print_written(did: &str, key: &str, written: &Written, output: &Output) -> Re
         context: written.context.as_ref().map(ToString::to_string),
         required: written.required,
         acknowledged: written.acknowledged,
+        stood_in: written.stood_in,
         coordinator: written.coordinator.0,
         overlap: written.overlap.is_sure,
     };
     output.print(&document, |text| {
-        let (acknowledged, n) = (written.acknowledged, written.overlap.n);
-        let _ = writeln!(text, "{did}: {acknowledged} of {n} replicas");
+        let (acknowledged, n) = (written.acknowledged - written.stood_in, written.overlap.n);
+        let stood_in = match written.stood_in {
+            0 => String::new(),
+            1 => ", and 1 node that stands in until another is back: reads may miss it".to_owned(),
+            more => format!(", and {more} nodes that stand in until others are back: reads may miss it"),
+        };
+        let _ = writeln!(text, "{did}: {acknowledged} of {n} replicas{stood_in}");
         if let Some(version) = document.version {
             let _ = writeln!(text, "version {version}");
         }
