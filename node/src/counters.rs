@@ -4,6 +4,27 @@ use client::{GetError, Reply, WriteError};
 
 use crate::message::MergePath;
 
+/// Upper bounds of the ages that repairs are counted by, in milliseconds: from what a slow network does to what an outage
+/// of a day leaves.
+pub const REPAIR_AGE_BOUNDS_MS: [u64; 8] = [10, 100, 1_000, 10_000, 60_000, 600_000, 3_600_000, 86_400_000];
+
+/// Ages of what was repaired, counted by bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RepairAges {
+    /// How many were no older than each of [`REPAIR_AGE_BOUNDS_MS`] and older than the one before, and the rest.
+    pub counts: [u64; REPAIR_AGE_BOUNDS_MS.len() + 1],
+    /// The sum of the ages, in milliseconds.
+    pub sum_ms: u64,
+}
+
+impl RepairAges {
+    /// One more, of this age.
+    pub(crate) fn add(&mut self, age_ms: u64) {
+        self.counts[REPAIR_AGE_BOUNDS_MS.partition_point(|bound| *bound < age_ms)] += 1;
+        self.sum_ms = self.sum_ms.saturating_add(age_ms);
+    }
+}
+
 /// Counters since the process began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -25,6 +46,12 @@ pub struct Counters {
     pub replicas_replaced: u64,
     /// Replicas that a read asked because another took longer than its answers usually do.
     pub reads_hedged: u64,
+    /// Replicas that reads found stale and have mended.
+    pub read_repairs_merged: u64,
+    /// Replicas that reads found stale and could not mend in time: each is left a hint.
+    pub read_repairs_hinted: u64,
+    /// How old the newest version was that such a replica lacked, in either case.
+    pub read_repair_ages: RepairAges,
     /// Records that a merge changed: by clients' writes.
     pub merged_write: u64,
     /// Merges that changed a record which this node took in place of a replica.
@@ -98,6 +125,13 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// A read has mended a stale replica, or has left it a hint.
+    pub(crate) fn read_repaired(&mut self, is_merged: bool, age_ms: u64) {
+        self.read_repairs_merged += u64::from(is_merged);
+        self.read_repairs_hinted += u64::from(!is_merged);
+        self.read_repair_ages.add(age_ms);
+    }
+
     /// A request ended.
     pub(crate) fn replied(&mut self, reply: &Reply) {
         match reply {
@@ -121,5 +155,20 @@ impl Counters {
             MergePath::AntiEntropy => self.merged_anti_entropy += 1,
             MergePath::Movement => self.merged_movement += 1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_counted_by_bounds() {
+        let mut ages = RepairAges::default();
+        for age_ms in [0, 10, 11, 86_400_000, u64::MAX] {
+            ages.add(age_ms);
+        }
+        assert_eq!(ages.counts, [2, 1, 0, 0, 0, 0, 0, 1, 1]);
+        assert_eq!(ages.sum_ms, u64::MAX, "it does not wrap");
     }
 }

@@ -36,7 +36,7 @@ pub mod storage;
 mod waiting;
 pub mod wire;
 
-pub use counters::Counters;
+pub use counters::{Counters, REPAIR_AGE_BOUNDS_MS, RepairAges};
 pub use event::{Change, ClientTag, Input, Now, Output, Wake};
 pub use formation::{Formation, Founder};
 pub use hints::HintsPending;

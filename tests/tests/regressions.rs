@@ -527,3 +527,39 @@ fn a_clock_that_jumps_ahead_drops_no_hints() {
     assert!(scenario.holds(second, put));
     assert_kept(&mut scenario);
 }
+
+/// A read that finds a stale replica mends it, or leaves it a hint if it does not take the record; either way the repair is
+/// counted with its age.
+#[test]
+fn read_repairs_are_counted_with_their_age_whether_merged_or_hinted() {
+    for disk_fails in [false, true] {
+        let mut swarm = Swarm::calm(3);
+        swarm.settings.exchange_interval = Duration::from_secs(86_400);
+        let mut scenario = Scenario::new(swarm);
+        let [first, second, third] = [0, 1, 2].map(|position| scenario.replica(STOCK, position));
+        scenario.cut(first, third);
+        scenario.cut(second, third);
+        let put = scenario.put(first, STOCK, write_at(Level::Quorum));
+        scenario.run_for(ms(50));
+        scenario.connect();
+        scenario.set_failing_disks(if disk_fails { 1000 } else { 0 });
+        let options = ReadOptions {
+            level: Level::All,
+            read_repair: Some(ReadRepair::Background),
+            timeout: ms(100),
+            ..ReadOptions::default()
+        };
+        let seen = scenario.get(second, STOCK, options).expect("all replicas are up");
+        assert_eq!(seen.values, [put]);
+        scenario.run_for(ms(150));
+        let counters = *scenario.counters(second).expect("it runs");
+        let counts = (counters.read_repairs_merged, counters.read_repairs_hinted);
+        assert_eq!(counts, if disk_fails { (0, 1) } else { (1, 0) });
+        assert_eq!(counters.read_repair_ages.counts[..3], [0, 1, 0], "between 10 and 100 ms");
+        assert_eq!(scenario.holds(third, put), !disk_fails);
+        scenario.set_failing_disks(0);
+        scenario.run_for(ms(3000));
+        assert!(scenario.holds(third, put), "by a hint");
+        assert_eq!(scenario.finish(), []);
+    }
+}

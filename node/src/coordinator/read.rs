@@ -15,6 +15,7 @@ use client::{
     Freshness, GetError, GetReply, Level, Operation, ReadRepair, Refusal, Reply, ReturnedValue, Version,
 };
 use ring::{Durability, NodeId};
+use smallvec::SmallVec;
 
 use super::{
     Requester, Step,
@@ -44,6 +45,8 @@ pub(crate) struct ReadOperation {
     repair: ReadRepair,
     asked: Vec<Asked>,
     phase: Phase,
+    /// Set once the result is known, if there are any and they are to be mended.
+    stale: Option<Stale>,
     deadline: Duration,
     timer: Duration,
 }
@@ -74,6 +77,14 @@ enum Phase {
     },
     /// Answered; stale replicas are being mended.
     Repairing { spread: Spread },
+}
+
+/// The replicas that a read found stale.
+#[derive(Debug)]
+struct Stale {
+    nodes: SmallVec<[NodeId; 2]>,
+    /// How old the newest version of the result was then, in milliseconds.
+    age_ms: u64,
 }
 
 /// One replica that was asked.
@@ -163,6 +174,7 @@ impl ReadOperation {
             repair,
             asked: Vec::with_capacity(3),
             phase: Phase::Gathering,
+            stale: None,
             deadline,
             timer: deadline,
         };
@@ -488,6 +500,10 @@ impl ReadOperation {
         let Some(result) = result else {
             return self.answer(local, None, freshness);
         };
+        if self.repair != ReadRepair::Off && !stale.is_empty() {
+            let age_ms = local.now.wall.0.saturating_sub(result.highest().millis().0);
+            self.stale = Some(Stale { nodes: stale.iter().copied().collect(), age_ms });
+        }
         let is_blocking = self.repair == ReadRepair::Blocking
             && local.planted != Some(PlantedBug::BlockingReadWithoutWriteBack);
         if is_blocking {
@@ -637,6 +653,12 @@ impl ReadOperation {
     fn finish<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
         if let Phase::Repairing { spread } | Phase::Holding { spread, .. } = &self.phase {
             spread.leave_hints(local);
+            if let (Some(stale), Some(document)) = (self.stale.take(), local.document.clone()) {
+                for node in stale.nodes.into_iter().filter(|node| spread.is_target(*node)) {
+                    let is_merged = spread.vote(&document, &self.located.owners, node) == Vote::Yes;
+                    local.counters.read_repaired(is_merged, stale.age_ms);
+                }
+            }
         }
         local.timers.remove(&(self.timer, self.operation));
         Ended::Step(Step::Done)

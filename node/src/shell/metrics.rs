@@ -9,12 +9,12 @@ use antientropy::version::UnixMillis;
 use client::{GetError, Level, Limit, Refusal, Reply, Request, WriteError, wire::NodeStatus};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, Registry, TextEncoder,
-    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+    proto::{self, Bucket, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 use ring::NodeId;
 
 use super::{disk::CommitterCounters, links::LinkState};
-use crate::{Counters, HintsPending};
+use crate::{Counters, HintsPending, REPAIR_AGE_BOUNDS_MS, RepairAges};
 
 /// Bounds of request durations, in seconds: from a read of a cached record to a request that timed out.
 const DURATION_BUCKETS: [f64; 18] = [
@@ -327,6 +327,7 @@ fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
         ("replayed", counters.hints_replayed),
         ("dropped", counters.hints_dropped),
     ];
+    let read_repairs = [("merged", counters.read_repairs_merged), ("hinted", counters.read_repairs_hinted)];
     let labelled = |name: &'static str, values: &[(&str, u64)]| -> Vec<(Labels, u64)> {
         values.iter().map(|(value, count)| (vec![(name, (*value).to_owned())], *count)).collect()
     };
@@ -340,6 +341,17 @@ fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
             "quorate_antientropy_exchanges_total",
             "Exchanges that this node has led, by outcome.",
             labelled("outcome", &exchanges),
+        ),
+        counter(
+            "quorate_read_repairs_total",
+            "Stale replicas that reads have found: mended, or left a hint because they did not answer.",
+            labelled("outcome", &read_repairs),
+        ),
+        histogram(
+            "quorate_read_repair_age_seconds",
+            "How old the newest version was that a replica lacked when a read found it stale.",
+            &REPAIR_AGE_BOUNDS_MS,
+            &counters.read_repair_ages,
         ),
         counter("quorate_hints_total", "Hints, by what became of them.", labelled("event", &hints)),
         single(
@@ -534,6 +546,25 @@ fn gauge(name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>
         metric
     });
     family(name, help, MetricType::GAUGE, metrics.collect())
+}
+
+/// A histogram of ages in seconds.
+fn histogram(name: &str, help: &str, bounds_ms: &[u64], ages: &RepairAges) -> MetricFamily {
+    let mut cumulated = 0;
+    let buckets = bounds_ms.iter().zip(ages.counts).map(|(bound_ms, count)| {
+        cumulated += count;
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(wide(*bound_ms) / 1000.0);
+        bucket.set_cumulative_count(cumulated);
+        bucket
+    });
+    let mut histogram = proto::Histogram::default();
+    histogram.set_bucket(buckets.collect());
+    histogram.set_sample_count(ages.counts.iter().sum());
+    histogram.set_sample_sum(wide(ages.sum_ms) / 1000.0);
+    let mut metric = metric(vec![]);
+    metric.set_histogram(histogram);
+    family(name, help, MetricType::HISTOGRAM, vec![metric])
 }
 
 /// A count as Prometheus has them: exact up to 2^53.
