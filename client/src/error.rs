@@ -162,4 +162,7 @@ pub enum Limit {
     /// Writes that one node holds in place of a replica that is down.
     #[error("too much is owed to a replica that is down")]
     Hints,
+    /// The time of the request itself, which was up when its turn came.
+    #[error("the time was up before it was begun")]
+    Time,
 }

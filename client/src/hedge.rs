@@ -53,6 +53,13 @@ impl HedgeBudget {
         HedgeBudget { credit: 0, credit_max: burst * COST_OF_A_HEDGE }
     }
 
+    /// The same with all the credit that there can be.
+    #[must_use]
+    pub fn full(burst: u32) -> HedgeBudget {
+        let budget = HedgeBudget::new(burst);
+        HedgeBudget { credit: budget.credit_max, ..budget }
+    }
+
     /// Something is asked.
     pub fn asked(&mut self) {
         self.credit = (self.credit + CREDIT_OF_A_QUESTION).min(self.credit_max);

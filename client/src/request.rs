@@ -201,6 +201,25 @@ impl Request {
     }
 }
 
+impl Request {
+    /// How long it may take.
+    pub fn timeout_mut(&mut self) -> &mut Duration {
+        match self {
+            Request::Put(put) => &mut put.options.timeout,
+            Request::Delete(delete) => &mut delete.options.timeout,
+            Request::Get(get) => &mut get.options.timeout,
+        }
+    }
+}
+
+impl Reply {
+    /// Whether nothing was done.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Reply::Write(Err(WriteError::Refused(_))) | Reply::Get(Err(GetError::Refused(_))))
+    }
+}
+
 impl Default for WriteOptions {
     /// A quorum, as the keyspace says, and no id: retries of it are not recognised.
     fn default() -> WriteOptions {

@@ -306,6 +306,7 @@ fn every_error_is_pinned() {
         (Refusal::Overloaded(Limit::Requests), "02 01"),
         (Refusal::Overloaded(Limit::Unsynced), "02 02"),
         (Refusal::Overloaded(Limit::Hints), "02 03"),
+        (Refusal::Overloaded(Limit::Time), "02 04"),
         (Refusal::StaleEpoch { known: Epoch(0x0102) }, "03 0000000000000102"),
         (Refusal::Unsatisfiable(LevelError::TooMany { required: 4, copies: 3 }), "04 01 04 03"),
         (Refusal::Unsatisfiable(LevelError::Zero), "04 02"),

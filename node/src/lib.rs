@@ -9,6 +9,7 @@
 //! a *tree* range. Client writes, read repair, hints, exchanges and data movement all end in the same merge, which is
 //! commutative, associative and idempotent; so none of them needs an order or a lock against the others.
 
+mod admission;
 mod agreement;
 mod cache;
 mod coordinator;

@@ -16,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId, VoterId};
 
 use crate::{
+    admission::Admission,
     agreement::votes::Votes,
     copies::{Before, Copies},
     counters::Counters,
@@ -69,6 +70,8 @@ pub(crate) struct Local<S> {
     pub(crate) numbers: Numbers,
     /// How many replicas reads may ask early.
     pub(crate) hedges: HedgeBudget,
+    /// How many requests are taken.
+    pub(crate) admission: Admission,
     /// Whether the process is about to end.
     pub(crate) is_stopping: bool,
     /// Whether something has begun to wait for a batch in this turn.

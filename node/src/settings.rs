@@ -38,6 +38,8 @@ pub struct Settings {
     pub timeout_max: Duration,
     /// Requests under way before new ones are refused. Each holds its record in memory.
     pub requests_max: usize,
+    /// How long a request may wait for its turn: above as many requests as are answered in that time, more are refused.
+    pub queue_time_max: Duration,
     /// Bytes of recently used records that are kept in memory, each of at most 4 KiB. More answers more reads, and
     /// finds what writes are merged with, without the store.
     pub record_cache_bytes: usize,
@@ -123,6 +125,7 @@ impl Settings {
             gossip_interval: Duration::from_secs(1),
             timeout_max: Duration::from_secs(300),
             requests_max: 16 * 1024,
+            queue_time_max: Duration::from_millis(100),
             record_cache_bytes: 64 << 20,
             unsynced_bytes_max: 64 << 20,
             parked_max: 1024,

@@ -44,6 +44,9 @@ const LATE_FACTOR: u32 = 2;
 const SLOW_WINDOW: usize = 100;
 /// Attempts in a row that may begin early because of one node: as many as a busy client has in flight at it.
 const HEDGES_MAX: u32 = 100;
+/// Requests in a row that may be tried again after a node that has too much to do refused them. Beyond these it is one for
+/// twenty that it carries out: else those that are refused would be all that it has to do.
+const RETRIES_MAX: u32 = 5000;
 /// How long to wait for a connection before another node is asked. The dialing goes on.
 pub(crate) const LINK_WAIT: Duration = Duration::from_millis(250);
 
@@ -81,6 +84,8 @@ struct Health {
     /// Of reads and of writes.
     slow_answers: [SlowAnswers; 2],
     hedges: HedgeBudget,
+    /// How many requests that it refused because it has too much to do may be tried again.
+    retries: HedgeBudget,
     latency_s: f64,
     samples: u32,
     measured: Option<Instant>,
@@ -236,12 +241,18 @@ impl Node {
         let mut health = self.lock_health();
         health.slow(kind).sample(latency, SLOW_WINDOW);
         health.hedges.asked();
+        health.retries.asked();
         health.answered(Instant::now(), latency);
     }
 
     /// How long it is waited for before it is late.
     pub(crate) fn slice(&self, kind: Kind) -> Duration {
         self.lock_health().slice(kind)
+    }
+
+    /// Whether a request that it refused because it has too much to do may be tried again; it is counted as tried.
+    pub(crate) fn take_retry(&self) -> bool {
+        self.lock_health().retries.take()
     }
 
     /// Whether another attempt may begin because it is late; it is counted as begun.
@@ -322,6 +333,7 @@ impl Health {
         Health {
             slow_answers: [SlowAnswers::default(); 2],
             hedges: HedgeBudget::new(HEDGES_MAX),
+            retries: HedgeBudget::full(RETRIES_MAX),
             latency_s: 0.0,
             samples: 0,
             measured: None,
@@ -437,6 +449,7 @@ mod tests {
         node.answered(write, Duration::from_secs(9));
         assert_eq!(node.slice(write), write.slice_max());
         assert_eq!((0..100).filter(|_| node.take_hedge()).count(), 20, "one in twenty");
+        assert_eq!((0..9999).filter(|_| node.take_retry()).count(), 5000);
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Operation<'_> {
                 }
                 Event::Heard(position, heard) => {
                     let flight = flights.remove(position);
-                    let epoch = flight.epoch;
+                    let (epoch, node) = (flight.epoch, flight.busy.0.clone());
                     let ended = match flight.landed(self.kind, heard, judge) {
                         Ok(success) => {
                             flights.into_iter().for_each(|other| other.outrun(self.kind, self.deadline));
@@ -146,7 +146,12 @@ impl Operation<'_> {
                         Err(ended) => ended,
                     };
                     debug!(?ended, "an attempt failed");
-                    let next = attempts.end(ended);
+                    let is_overloaded =
+                        matches!(ended, Ended::Refused { refusal: Refusal::Overloaded(_), .. });
+                    let next = match attempts.end(ended) {
+                        Next::Backoff if is_overloaded && !node.take_retry() => Next::Stop,
+                        next => next,
+                    };
                     next_at = self.after(next, epoch, &mut attempts).await;
                     silent_at = None;
                 }
@@ -247,11 +252,7 @@ impl Operation<'_> {
         let left = self.deadline.saturating_duration_since(now);
         let left = left - (left / 10).min(WAY_BACK_MAX);
         let mut request = self.request.clone();
-        match &mut request {
-            Request::Put(put) => put.options.timeout = left,
-            Request::Delete(delete) => delete.options.timeout = left,
-            Request::Get(get) => get.options.timeout = left,
-        }
+        *request.timeout_mut() = left;
         request
     }
 
@@ -326,6 +327,8 @@ impl Flight {
             Err(Verdict::Refused(Refusal::NotReady | Refusal::ClockDrift { .. }) | Verdict::WrongKind) => {
                 self.node().failed();
             }
+            // At once, which says nothing of how fast it is.
+            Err(Verdict::Refused(Refusal::Overloaded(_))) => {}
             Ok(_) | Err(Verdict::Refused(_) | Verdict::InDoubt(_) | Verdict::TimedOut { .. }) => {
                 self.node().answered(kind, self.since.elapsed());
             }

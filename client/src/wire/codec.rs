@@ -16,7 +16,7 @@
 //! The hello and the welcome stay as they are in every version: they are what versions are agreed by. A later version
 //! may change whatever comes after them.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
 use super::{
@@ -139,12 +139,7 @@ impl ClientMessage {
             }
             DATA => {
                 let id = u64::take_from(input)?;
-                let operation = match input.first() {
-                    Some(&(PUT | DELETE)) => Operation::Write,
-                    Some(&GET) => Operation::Read,
-                    Some(&value) => return Err(Malformed::UnknownValue { of: "request", value }.into()),
-                    None => return Err(Malformed::Truncated.into()),
-                };
+                let operation = operation_of(input)?;
                 let request = Request::take_from(input).and_then(|request| finish(input).map(|()| request));
                 match request {
                     Ok(request) => Ok(ClientMessage::Request { id, request }),
@@ -160,6 +155,27 @@ impl ClientMessage {
             }
             kind => Err(Malformed::UnknownKind(kind).into()),
         }
+    }
+}
+
+impl ClientMessage {
+    /// The id of a request of the data path and what kind it is, if that is what a frame's body says: enough to refuse it,
+    /// at much less cost than to decode it.
+    #[must_use]
+    pub fn peek_request(body: &Bytes) -> Option<(u64, Operation)> {
+        let mut rest = body.strip_prefix(&[DATA])?;
+        let id = rest.try_get_u64().ok()?;
+        Some((id, operation_of(rest).ok()?))
+    }
+}
+
+/// What kind of request follows.
+fn operation_of(input: &[u8]) -> Result<Operation, Malformed> {
+    match input.first() {
+        Some(&(PUT | DELETE)) => Ok(Operation::Write),
+        Some(&GET) => Ok(Operation::Read),
+        Some(&value) => Err(Malformed::UnknownValue { of: "request", value }),
+        None => Err(Malformed::Truncated),
     }
 }
 
@@ -232,6 +248,21 @@ mod tests {
     fn put(key: &Bytes, value: &Bytes) -> Request {
         let (key, value, options) = (key.clone(), value.clone(), WriteOptions::default());
         Request::Put(Put { keyspace: KeyspaceId(1), key, value, expires_unix_ms: None, options })
+    }
+
+    #[test]
+    fn a_request_is_known_by_its_first_bytes() {
+        let key = Bytes::from_static(b"key");
+        let put = body(&ClientMessage::Request { id: 7, request: put(&key, &key) });
+        assert_eq!(ClientMessage::peek_request(&put), Some((7, Operation::Write)));
+        let get = Get { keyspace: KeyspaceId(1), key, options: ReadOptions::default() };
+        let get = body(&ClientMessage::Request { id: u64::MAX, request: Request::Get(get) });
+        assert_eq!(ClientMessage::peek_request(&get), Some((u64::MAX, Operation::Read)));
+        assert_eq!(ClientMessage::peek_request(&get.slice(..9)), None);
+        assert_eq!(ClientMessage::peek_request(&with(&get, 9, 9)), None, "no kind of request");
+        let control = body(&ClientMessage::Control { id: 7, request: ControlRequest::Status });
+        assert_eq!(ClientMessage::peek_request(&control), None);
+        assert_eq!(ClientMessage::peek_request(&Bytes::new()), None);
     }
 
     /// The body with one byte changed.

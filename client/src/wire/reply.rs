@@ -60,7 +60,7 @@ wire_variants!(Refusal, "refusal", {
     14 => Forbidden { needs },
     15 => Malformed,
 });
-wire_variants!(Limit, "limit", { 1 => Requests, 2 => Unsynced, 3 => Hints });
+wire_variants!(Limit, "limit", { 1 => Requests, 2 => Unsynced, 3 => Hints, 4 => Time });
 wire_variants!(LevelError, "level error", {
     1 => TooMany { required, copies },
     2 => Zero,

@@ -121,7 +121,8 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         Just(LevelError::AnyOnRead),
         Just(LevelError::NoLocalCopies),
     ];
-    let limit = prop_oneof![Just(Limit::Requests), Just(Limit::Unsynced), Just(Limit::Hints)];
+    let limit =
+        prop_oneof![Just(Limit::Requests), Just(Limit::Unsynced), Just(Limit::Hints), Just(Limit::Time)];
     prop_oneof![
         any::<(u8, u8)>().prop_map(|(required, alive)| Refusal::Unavailable { required, alive }),
         limit.prop_map(Refusal::Overloaded),

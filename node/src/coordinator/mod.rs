@@ -35,6 +35,7 @@ impl Requester {
     /// Replies.
     pub(crate) fn reply<S: Store>(self, local: &mut Local<S>, reply: Reply) {
         local.counters.replied(&reply);
+        local.admission.answered(!reply.is_refusal());
         match self {
             Requester::Client(client) => local.outbox.push_back(Output::Reply { client, reply }),
             Requester::Forwarder { node, tag } => {

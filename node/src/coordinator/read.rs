@@ -664,6 +664,17 @@ impl ReadOperation {
         Ended::Step(Step::Done)
     }
 
+    /// Whether the request is answered.
+    pub(crate) fn is_answered(&self) -> bool {
+        matches!(self.purpose, Purpose::Answered)
+    }
+
+    /// It is answered, and has waited long enough for the replicas that it mends.
+    pub(crate) fn cut_short<S: Store>(&mut self, local: &mut Local<S>) -> Step {
+        let _ = self.finish(local);
+        Step::Done
+    }
+
     /// How many replicas gave an answer that counts.
     fn answered(&self) -> u8 {
         let counts = |asked: &&Asked| matches!(asked.answer, Some(Answer::Digest(_) | Answer::Data(..)));

@@ -286,6 +286,16 @@ impl WriteOperation {
         }
     }
 
+    /// Whether the request is answered.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.is_answered
+    }
+
+    /// It is answered, and has waited long enough for the others.
+    pub(crate) fn cut_short<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes) -> Step {
+        self.finish(local, outcomes, DoubtCause::TooFewLeft)
+    }
+
     /// This node stops: what has not been acknowledged is left to its next process.
     pub(crate) fn leave_hints<S: Store>(&self, local: &mut Local<S>) {
         self.spread.leave_hints(local);

@@ -261,11 +261,6 @@ impl Hints {
         }
     }
 
-    /// How many are on their way.
-    pub(crate) fn flying(&self) -> usize {
-        self.queues.values().map(|queue| queue.flying.len()).sum()
-    }
-
     /// When something can be done next.
     pub(crate) fn next_due<S: Store>(&self, local: &Local<S>) -> Option<Duration> {
         let can = |(target, queue): &(&NodeId, &Queue)| {

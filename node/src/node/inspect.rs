@@ -52,6 +52,12 @@ impl<S: Store> Node<S> {
         self.local.replica.unsynced_bytes()
     }
 
+    /// How many more requests this node would take now.
+    pub fn room_for_requests(&mut self) -> usize {
+        let (now, settings) = (self.local.now.monotonic, &self.local.settings);
+        self.local.admission.room(now, settings.queue_time_max, settings.requests_max)
+    }
+
     /// Requests and background operations under way.
     #[must_use]
     pub fn operations(&self) -> usize {

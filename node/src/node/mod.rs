@@ -23,6 +23,7 @@ use requests::timeout;
 use ring::{ClusterDocument, Epoch, NodeId, PartitionId};
 
 use crate::{
+    admission::Admission,
     agreement::{Agreement, forming::Forming, votes::Votes},
     coordinator::{
         Requester, Step, forward::ForwardOperation, outcomes::Outcomes, read::Ended, read::ReadOperation,
@@ -102,6 +103,8 @@ pub struct Node<S> {
     stopped: Stopped,
     /// Whether what is under way has left its hints for the next process.
     has_left_hints: bool,
+    /// Operations in the order in which they answered their requests; some are over.
+    lingering: VecDeque<u64>,
     /// When to find out whether a store that refused a batch takes one again.
     probe_at: Option<Duration>,
     /// Whether something was handled since the last batch was sealed.
@@ -123,6 +126,17 @@ enum Operation {
     Forward(Box<ForwardOperation>),
     Exchange(Box<ExchangeOperation>),
     Hint(HintOperation),
+}
+
+impl Operation {
+    /// Whether its request is answered, and it waits for slow replicas.
+    fn is_answered(&self) -> bool {
+        match self {
+            Operation::Write(write) => write.is_answered(),
+            Operation::Read(read) => read.is_answered(),
+            Operation::Forward(_) | Operation::Exchange(_) | Operation::Hint(_) => false,
+        }
+    }
 }
 
 impl<S: Store> Node<S> {
@@ -186,6 +200,7 @@ impl<S: Store> Node<S> {
             hints_left: Vec::new(),
             numbers: Numbers::new(rng.next_u64()),
             hedges: HedgeBudget::new(HEDGES_MAX),
+            admission: Admission::default(),
             is_stopping: false,
             is_awaiting: false,
             rng,
@@ -209,6 +224,7 @@ impl<S: Store> Node<S> {
             newer_epoch: None,
             stopped: Stopped::No,
             has_left_hints: false,
+            lingering: VecDeque::new(),
             probe_at: None,
             is_turn_open: true,
         };
@@ -359,6 +375,9 @@ impl<S: Store> Node<S> {
             }
         }
         if let Some(batch) = local.replica.seal() {
+            if local.is_awaiting {
+                local.admission.sealed(local.now.monotonic, batch.sequence);
+            }
             local.outbox.push_back(Output::Commit(batch));
         }
         if std::mem::take(&mut local.is_awaiting) {
@@ -397,9 +416,14 @@ impl<S: Store> Node<S> {
     /// Takes an operation out, lets it act, and puts it back unless it is over.
     fn with_operation(&mut self, operation: u64, act: impl FnOnce(&mut Self, &mut Operation) -> Step) {
         let Some(mut current) = self.operations.remove(operation) else { return };
+        let was_answered = current.is_answered();
         match act(self, &mut current) {
             Step::Continue => {
+                let is_news = current.is_answered() && !was_answered;
                 self.operations.insert(operation, current);
+                if is_news {
+                    self.linger(operation);
+                }
             }
             Step::Done => {
                 self.local.numbers.give_back(operation);
@@ -410,6 +434,22 @@ impl<S: Store> Node<S> {
                 }
             }
         }
+    }
+
+    /// An operation has answered and waits for slow replicas. So many may: of more the oldest leaves hints instead. Slow or
+    /// dead replicas must not take the place of requests.
+    fn linger(&mut self, operation: u64) {
+        self.lingering.push_back(operation);
+        if self.lingering.len() <= self.local.settings.requests_max {
+            return;
+        }
+        // Most are over long since.
+        let Some(oldest) = self.lingering.pop_front() else { return };
+        self.with_operation(oldest, |node, current| match current {
+            Operation::Write(write) => write.cut_short(&mut node.local, &mut node.outcomes),
+            Operation::Read(read) => read.cut_short(&mut node.local),
+            Operation::Forward(_) | Operation::Exchange(_) | Operation::Hint(_) => Step::Continue,
+        });
     }
 
     fn on_event(&mut self, current: &mut Operation, question: u32, event: Event) -> Step {
@@ -452,6 +492,7 @@ impl<S: Store> Node<S> {
 
     fn on_committed(&mut self, sequence: Sequence) {
         self.local.replica.committed(sequence);
+        self.local.admission.came_back(self.local.now.monotonic, sequence);
         self.hints.committed(sequence);
         self.probe_at = None;
         self.local.peers.saved();
@@ -478,6 +519,7 @@ impl<S: Store> Node<S> {
         local.counters.commits_failed += 1;
         local.replica.commit_failed(sequence);
         self.hints.commit_failed(sequence);
+        local.admission.came_back(local.now.monotonic, sequence);
         let unmarked = local.copies.commit_failed(sequence);
         local.to_fill.extend(unmarked.into_iter().map(|partition| (partition, RETRY_AFTER)));
         local.peers.save_failed();

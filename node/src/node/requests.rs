@@ -29,7 +29,16 @@ impl<S: Store> Node<S> {
         deadline: Duration,
         may_forward: bool,
     ) {
-        if let Err(error) = self.try_begin(requester, &request, deadline, may_forward) {
+        let has_room = self.room_for_requests() > 0;
+        self.local.admission.came();
+        let begun = if !has_room {
+            Err(Refusal::Overloaded(Limit::Requests))
+        } else if deadline <= self.local.now.monotonic {
+            Err(Refusal::Overloaded(Limit::Time))
+        } else {
+            self.try_begin(requester, &request, deadline, may_forward)
+        };
+        if let Err(error) = begun {
             requester.reply(&mut self.local, refusal(&request, error));
         }
     }
@@ -43,11 +52,6 @@ impl<S: Store> Node<S> {
     ) -> Result<(), Refusal> {
         if self.local.is_stopping {
             return Err(Refusal::NotReady);
-        }
-        // What is replayed for others is bounded by itself.
-        let (operations, most) = (self.operations.len(), self.local.settings.requests_max);
-        if operations >= most && operations.saturating_sub(self.hints.flying()) >= most {
-            return Err(Refusal::Overloaded(Limit::Requests));
         }
         let located = admit::locate(&self.local, request)?;
         let mut in_place_of = None;

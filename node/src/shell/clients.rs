@@ -1,6 +1,10 @@
 //! Connections of clients: requests in, replies out, many under way at once on one stream.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use client::{
@@ -22,6 +26,8 @@ use super::{
 
 /// How long a client may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// After so many refused requests a reader lets others have their turn.
+const REFUSED_AT_ONCE: u32 = 256;
 
 /// One client's connection.
 pub(crate) struct ClientConnection {
@@ -79,16 +85,22 @@ impl ClientConnection {
             Request::Get(_) => (Operation::Read, Access::Read),
             Request::Put(_) | Request::Delete(_) => (Operation::Write, Access::Write),
         };
-        let refusal = match self.lacks(needs) {
-            Some(needs) => Some(Refusal::Forbidden { needs }),
-            None if self.under_way.get() >= self.requests_max => Some(Refusal::Overloaded(Limit::Requests)),
-            None => None,
-        };
         self.under_way.set(self.under_way.get() + 1);
-        match refusal {
-            Some(refusal) => self.reply(id, Epoch(0), refused(operation, refusal)),
-            None => mailbox.put_patiently(Mail::Request { from: Rc::clone(self), id, request }).await,
+        if let Some(needs) = self.lacks(needs) {
+            return self.reply(id, Epoch(0), refused(operation, Refusal::Forbidden { needs }));
         }
+        let arrived = Instant::now();
+        mailbox.put_patiently(Mail::Request { from: Rc::clone(self), id, request, arrived }).await;
+    }
+
+    /// Whether the node takes one more request. If not, this one is refused before it costs anything.
+    fn admits(&self, mailbox: &Mailbox, id: u64, operation: Operation) -> bool {
+        let admits = self.under_way.get() < self.requests_max && mailbox.admits_request();
+        if !admits {
+            self.under_way.set(self.under_way.get() + 1);
+            self.reply(id, Epoch(0), refused(operation, Refusal::Overloaded(Limit::Requests)));
+        }
+        admits
     }
 
     async fn on_control(self: &Rc<Self>, mailbox: &Mailbox, id: u64, request: ControlRequest) {
@@ -183,12 +195,22 @@ async fn read(
     mut frames: FrameReader,
     mailbox: &Mailbox,
 ) -> Closing {
+    let mut refused_in_a_row = 0_u32;
     loop {
         let body = match next_frame(receiver, &mut frames).await {
             Ok(Some(body)) => body,
             Ok(None) => return Closing::Done,
             Err(closing) => return closing,
         };
+        if let Some((id, operation)) = ClientMessage::peek_request(&body)
+            && !client.admits(mailbox, id, operation)
+        {
+            refused_in_a_row += 1;
+            if refused_in_a_row.is_multiple_of(REFUSED_AT_ONCE) {
+                task::yield_now().await;
+            }
+            continue;
+        }
         match ClientMessage::decode(body) {
             Ok(ClientMessage::Request { id, request }) => client.on_request(mailbox, id, request).await,
             Ok(ClientMessage::Control { id, request }) => client.on_control(mailbox, id, request).await,

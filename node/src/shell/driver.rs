@@ -93,6 +93,11 @@ impl Clock {
         Now { monotonic: self.began.elapsed(), wall }
     }
 
+    /// A moment as the core counts them.
+    fn monotonic(&self, instant: Instant) -> Duration {
+        instant.saturating_duration_since(self.began)
+    }
+
     fn instant(&self, monotonic: Duration) -> time::Instant {
         time::Instant::from_std(self.began + monotonic)
     }
@@ -188,10 +193,14 @@ impl Driver {
         for piece in mail.drain(..) {
             match piece {
                 Mail::Input(input) => self.parts.node.handle(now, input),
-                Mail::Request { from, id, request } => {
+                Mail::Request { from, id, mut request, arrived } => {
                     let kind = RequestKind::of(&request);
                     let client = self.next_tag();
-                    self.pending.insert(client, Pending { from, id, kind, began: now.monotonic });
+                    let began = self.parts.clock.monotonic(arrived);
+                    // Its time runs from when it came.
+                    let timeout = request.timeout_mut();
+                    *timeout = timeout.saturating_sub(now.monotonic.saturating_sub(began));
+                    self.pending.insert(client, Pending { from, id, kind, began });
                     self.parts.node.handle(now, Input::Client { client, request });
                 }
                 Mail::Control { from, id, request } => self.on_control(now, &from, id, request),
@@ -269,6 +278,8 @@ impl Driver {
     fn finish_turn(&mut self) {
         // What is refused at once may make the node want more.
         while self.carry_out() {}
+        let refused = self.parts.mailbox.set_room(self.parts.node.room_for_requests());
+        self.parts.metrics.refused_on_arrival(refused);
         self.follow_document();
         self.look_whether_ready();
     }

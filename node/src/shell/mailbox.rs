@@ -7,6 +7,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    time::Instant,
 };
 
 use client::{Request, wire::ControlRequest};
@@ -24,7 +25,7 @@ pub(crate) enum Mail {
     /// For the core as it is.
     Input(Input),
     /// A client's request of the data path.
-    Request { from: Rc<ClientConnection>, id: u64, request: Request },
+    Request { from: Rc<ClientConnection>, id: u64, request: Request, arrived: Instant },
     /// A client's other request.
     Control { from: Rc<ClientConnection>, id: u64, request: ControlRequest },
 }
@@ -34,6 +35,10 @@ pub(crate) enum Mail {
 pub(crate) struct Mailbox {
     waiting: RefCell<Vec<Mail>>,
     wake: Notify,
+    /// How many requests may be put in before the next turn; what is beyond is refused where it arrives.
+    room: Cell<usize>,
+    /// Counts requests that were.
+    refused: Cell<u64>,
     /// Counts times that a reader had to wait.
     pub(crate) yields: Cell<u64>,
 }
@@ -55,6 +60,22 @@ impl Mailbox {
             self.yields.set(self.yields.get() + 1);
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Whether one more request may be put in; it is counted as put in. Otherwise it is to be refused, and is counted as that.
+    pub(crate) fn admits_request(&self) -> bool {
+        let left = self.room.get().checked_sub(1);
+        match left {
+            Some(left) => self.room.set(left),
+            None => self.refused.set(self.refused.get() + 1),
+        }
+        left.is_some()
+    }
+
+    /// How many requests the node will take next. Returns how many were refused since the last time.
+    pub(crate) fn set_room(&self, room: usize) -> u64 {
+        self.room.set(room);
+        self.refused.take()
     }
 
     /// Takes everything out, into an empty vector whose memory is used again.

@@ -79,6 +79,7 @@ fn refusal_label(reply: &Reply) -> Option<&'static str> {
         Refusal::Overloaded(Limit::Requests) => "overloaded_requests",
         Refusal::Overloaded(Limit::Unsynced) => "overloaded_unsynced",
         Refusal::Overloaded(Limit::Hints) => "overloaded_hints",
+        Refusal::Overloaded(Limit::Time) => "overloaded_time",
         Refusal::StaleEpoch { .. } => "stale_epoch",
         Refusal::Unsatisfiable(_) => "unsatisfiable",
         Refusal::BadCopies { .. } => "bad_copies",
@@ -189,6 +190,13 @@ impl Metrics {
             if !found.values.is_empty() {
                 self.siblings.observe(u32::try_from(found.values.len()).map_or(f64::MAX, f64::from));
             }
+        }
+    }
+
+    /// Clients' requests were refused where they arrived.
+    pub(crate) fn refused_on_arrival(&mut self, count: u64) {
+        if count > 0 {
+            *self.refusals.entry("overloaded_requests").or_default() += count;
         }
     }
 

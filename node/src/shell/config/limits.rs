@@ -70,6 +70,12 @@ impl Limits {
                 (1, 1 << 20),
                 "requests under way before new ones are refused; each holds its record in memory",
             ),
+            queue_time_max: section.millis(
+                "queue_time_max_ms",
+                defaults.queue_time_max,
+                "milliseconds that a request may wait for its turn; above as many as are answered in that time new ones \
+                 are refused; more takes longer bursts and makes all slower when there is too much to do",
+            ),
             record_cache_bytes: section.count(
                 "record_cache_bytes",
                 defaults.record_cache_bytes,
