@@ -55,6 +55,11 @@ impl Admission {
         self.present.answered += u32::from(is_done);
     }
 
+    /// How many requests are not answered.
+    pub(crate) fn under_way(&self) -> usize {
+        self.under_way
+    }
+
     /// A batch that somebody waits for is on its way to the disk.
     pub(crate) fn sealed(&mut self, now: Duration, sequence: Sequence) {
         self.unsynced.push_back((sequence, now));

@@ -100,6 +100,10 @@ impl Spread {
             local.send(node, self.message(MergePath::StandIn { target }));
             return true;
         }
+        // A hint that is left now would not be stored with the batch that is waited for.
+        if local.replica.is_refusing() {
+            return false;
+        }
         self.leave_hint(local, target, true);
         let Ok(acknowledgement) = local.acknowledge_with_hint(&self.object, self.durability) else {
             return false;

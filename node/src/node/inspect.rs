@@ -52,6 +52,11 @@ impl<S: Store> Node<S> {
         self.local.replica.unsynced_bytes()
     }
 
+    /// Requests that are not answered.
+    pub fn requests_under_way(&self) -> usize {
+        self.local.admission.under_way()
+    }
+
     /// How many more requests this node would take now.
     pub fn room_for_requests(&mut self) -> usize {
         let (now, settings) = (self.local.now.monotonic, &self.local.settings);
