@@ -324,11 +324,13 @@ impl Flight {
         };
         let judged = judge(reply);
         match &judged {
-            Err(Verdict::Refused(Refusal::NotReady | Refusal::ClockDrift { .. }) | Verdict::WrongKind) => {
+            // One that refuses at once is not quick: others are asked for a moment.
+            Err(
+                Verdict::Refused(Refusal::NotReady | Refusal::ClockDrift { .. } | Refusal::Overloaded(_))
+                | Verdict::WrongKind,
+            ) => {
                 self.node().failed();
             }
-            // At once, which says nothing of how fast it is.
-            Err(Verdict::Refused(Refusal::Overloaded(_))) => {}
             Ok(_) | Err(Verdict::Refused(_) | Verdict::InDoubt(_) | Verdict::TimedOut { .. }) => {
                 self.node().answered(kind, self.since.elapsed());
             }

@@ -95,9 +95,12 @@ impl Outcomes {
         self.by_age.push_back((now, request));
     }
 
-    /// The write with this id has come further.
-    pub(crate) fn update(&mut self, request: RequestId, state: OutcomeState) {
-        if let Some(outcome) = self.by_request.get_mut(&request) {
+    /// An operation has brought the write with this id further. If another one is at it by now, for a level of its own, that
+    /// one's end counts.
+    pub(crate) fn update(&mut self, request: RequestId, operation: u64, state: OutcomeState) {
+        let outcome = self.by_request.get_mut(&request);
+        let is_its = |outcome: &&mut Box<Outcome>| matches!(outcome.state, OutcomeState::UnderWay(current) if current == operation);
+        if let Some(outcome) = outcome.filter(is_its) {
             outcome.state = state;
         }
     }

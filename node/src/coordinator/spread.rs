@@ -76,13 +76,13 @@ impl Spread {
             self.leave_hint(local, node, false);
             return TargetState::Down;
         }
-        local.send(node, self.message(self.path));
+        local.send(node, self.message(self.tag, self.path));
         TargetState::Sent
     }
 
-    fn message(&self, path: MergePath) -> Message {
+    fn message(&self, tag: Tag, path: MergePath) -> Message {
         Message::Merge {
-            tag: self.tag,
+            tag,
             object: self.object.clone(),
             record: Arc::clone(&self.record),
             durability: self.durability,
@@ -94,14 +94,26 @@ impl Spread {
         local.hints_left.push(HintLeft { target, object: self.object.clone(), is_counted });
     }
 
-    /// Sends the record to a node that is to stand in for `target`, or lets this node do so. False if it does not.
-    pub(crate) fn send_in_place<S: Store>(&self, local: &mut Local<S>, node: NodeId, target: NodeId) -> bool {
+    /// Sends the record to a node that is to stand in for `target`, or lets this node do so, as this question of the
+    /// operation. False if it does not.
+    pub(crate) fn send_in_place<S: Store>(
+        &self,
+        local: &mut Local<S>,
+        question: u32,
+        node: NodeId,
+        target: NodeId,
+    ) -> bool {
+        let (tag, path) = (Tag { question, ..self.tag }, MergePath::StandIn { target });
         if node != local.node {
-            local.send(node, self.message(MergePath::StandIn { target }));
+            local.send(node, self.message(tag, path));
             return true;
         }
         // A hint that is left now would not be stored with the batch that is waited for.
         if local.replica.is_refusing() {
+            return false;
+        }
+        // It was minted here, but the batch that brought it may have been refused since.
+        if local.merge(&self.object, &self.record, self.durability, path).is_err() {
             return false;
         }
         self.leave_hint(local, target, true);
@@ -110,7 +122,7 @@ impl Spread {
         };
         let outcome = MergeOutcome::Applied { gained: acknowledgement.gained };
         let event = Event::Merged { from: local.node, store: local.store_id(), outcome };
-        local.when_synced(acknowledgement.after, Waiting::Event { tag: self.tag, event });
+        local.when_synced(acknowledgement.after, Waiting::Event { tag, event });
         true
     }
 

@@ -23,12 +23,16 @@ pub(crate) struct StandIns {
     here: Option<NodeId>,
     began: Duration,
     stand_ins: SmallVec<[StandIn; 2]>,
+    /// Questions of the operation that were used. The replicas are asked by the first, and each stand-in by one of its own:
+    /// an acknowledgement of the record alone does not count as one of the record and a hint.
+    questions: u32,
 }
 
 /// One of them.
 #[derive(Clone, Copy, Debug)]
 struct StandIn {
     node: NodeId,
+    question: u32,
     /// For whom.
     target: NodeId,
     since: Duration,
@@ -49,7 +53,7 @@ enum State {
 impl StandIns {
     /// None yet. This node stands in for `here`, if it is no replica itself.
     pub(crate) fn new(now: Duration, here: Option<NodeId>) -> StandIns {
-        StandIns { here, began: now, stand_ins: SmallVec::new() }
+        StandIns { here, began: now, stand_ins: SmallVec::new(), questions: 0 }
     }
 
     /// Sends the record to stand-ins for those of the first n that need one and for whom there is one.
@@ -58,7 +62,7 @@ impl StandIns {
         let is_late = now >= self.began + SILENT_AFTER;
         for owner in located.owners.iter() {
             let is_lacking = spread.failed(owner.node)
-                || spread.awaits(owner.node) && (is_late || local.peers.is_overdue(local.now, owner.node));
+                || spread.awaits(owner.node) && (is_late || !local.is_up(owner.node));
             let is_hopeful = |stand_in: &&StandIn| {
                 stand_in.target == owner.node
                     && match stand_in.state {
@@ -71,9 +75,11 @@ impl StandIns {
                 continue;
             }
             let Some(node) = self.candidate(local, located, spread, owner) else { continue };
-            let state =
-                if spread.send_in_place(local, node, owner.node) { State::Sent } else { State::Refused };
-            self.stand_ins.push(StandIn { node, target: owner.node, since: now, state });
+            self.questions += 1;
+            let question = self.questions;
+            let is_sent = spread.send_in_place(local, question, node, owner.node);
+            let state = if is_sent { State::Sent } else { State::Refused };
+            self.stand_ins.push(StandIn { node, question, target: owner.node, since: now, state });
         }
     }
 
@@ -87,7 +93,8 @@ impl StandIns {
         owner: &OwnerAt,
     ) -> Option<NodeId> {
         let is_used = |node: NodeId| self.stand_ins.iter().any(|stand_in| stand_in.node == node);
-        if self.here == Some(owner.node) {
+        // By a later document it may be a replica itself.
+        if self.here == Some(owner.node) && !located.owners.contains(local.node) {
             return (!is_used(local.node)).then_some(local.node);
         }
         let is_free = |node: &NodeId| {
@@ -98,12 +105,14 @@ impl StandIns {
     }
 
     /// A node said how it ended.
-    pub(crate) fn merged(&mut self, from: NodeId, store: StoreId, outcome: MergeOutcome) {
-        for stand_in in self.stand_ins.iter_mut().filter(|stand_in| stand_in.node == from) {
-            stand_in.state = match outcome {
-                MergeOutcome::Applied { gained } => State::Acknowledged { store, gained },
-                MergeOutcome::Refused(_) => State::Refused,
-            };
+    pub(crate) fn merged(&mut self, question: u32, from: NodeId, store: StoreId, outcome: MergeOutcome) {
+        let is_it = |stand_in: &&mut StandIn| stand_in.node == from && stand_in.question == question;
+        if let Some(stand_in) = self.stand_ins.iter_mut().find(is_it) {
+            match outcome {
+                MergeOutcome::Applied { gained } => stand_in.state = State::Acknowledged { store, gained },
+                MergeOutcome::Refused(_) if stand_in.state == State::Sent => stand_in.state = State::Refused,
+                MergeOutcome::Refused(_) => {}
+            }
         }
     }
 

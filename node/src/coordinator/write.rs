@@ -180,12 +180,13 @@ impl WriteOperation {
         &mut self,
         local: &mut Local<S>,
         outcomes: &mut Outcomes,
+        question: u32,
         event: Event,
     ) -> Step {
         if let Event::Merged { from, store, outcome } = event {
-            self.spread.merged(from, store, outcome);
-            if let Some(stand_ins) = &mut self.stand_ins {
-                stand_ins.merged(from, store, outcome);
+            match &mut self.stand_ins {
+                Some(stand_ins) if question > 0 => stand_ins.merged(question, from, store, outcome),
+                Some(_) | None => self.spread.merged(from, store, outcome),
             }
             self.fill_places(local);
         }
@@ -280,7 +281,7 @@ impl WriteOperation {
             acknowledged: self.plan.tally.count(|node| self.vote(local, node), Vote::Yes),
             coordinator: local.node,
         };
-        outcomes.update(self.plan.request, OutcomeState::Acknowledged(reply.clone()));
+        outcomes.update(self.plan.request, self.operation, OutcomeState::Acknowledged(reply.clone()));
         for requester in self.requesters.drain(..) {
             requester.reply(local, Reply::Write(Ok(reply.clone())));
         }
@@ -305,7 +306,7 @@ impl WriteOperation {
     fn finish<S: Store>(&mut self, local: &mut Local<S>, outcomes: &mut Outcomes, cause: DoubtCause) -> Step {
         if !self.is_answered {
             self.is_answered = true;
-            outcomes.update(self.plan.request, OutcomeState::InDoubt);
+            outcomes.update(self.plan.request, self.operation, OutcomeState::InDoubt);
             let required = self.plan.tally.required();
             let acknowledged = self.plan.tally.count(|node| self.vote(local, node), Vote::Yes);
             let error = match local.planted {

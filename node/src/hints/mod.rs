@@ -155,7 +155,9 @@ impl Hints {
             local.counters.hints_left += 1;
             let is_new = self.put(local, target, Owed { since: local.now.wall, is_counted }, &object);
             // Who counts on it waits for this turn's batch: it has to be in there.
-            if is_new || is_counted {
+            if is_counted {
+                self.store(local, target, object);
+            } else if is_new {
                 self.save(local, target, object);
             }
         }
@@ -297,6 +299,11 @@ impl Hints {
             self.unsaved.insert((target, object));
             return;
         }
+        self.store(local, target, object);
+    }
+
+    /// The same, even while batches are refused.
+    fn store<S: Store>(&mut self, local: &mut Local<S>, target: NodeId, object: ObjectKey) {
         let owed = self.queues.get(&target).and_then(|queue| queue.owes(&object));
         let value = owed.map(|owed| stored::value(target, &object, owed));
         if local.planted == Some(PlantedBug::HintNotStored) && value.is_some() {

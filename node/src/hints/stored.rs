@@ -35,14 +35,18 @@ pub(super) fn value(target: NodeId, object: &ObjectKey, owed: Owed) -> Bytes {
     seal_stored(&key(target, object), put, VALUE_BYTES)
 }
 
-/// All hints of a store. One that cannot be read is none: exchanges cover it.
+/// All hints of a store. What is no hint is left out.
 pub(crate) fn read_hints<S: Store>(store: &S) -> Vec<StoredHint> {
     read_under(store, PREFIX, decode)
 }
 
 fn decode(key: &Bytes, stored: &Bytes) -> Option<StoredHint> {
-    let mut payload = open_stored(key, stored).ok().filter(|payload| payload.len() == VALUE_BYTES)?;
-    let owed = Owed { since: UnixMillis(payload.get_u64()), is_counted: payload.get_u8() != 0 };
+    // Its key says whom it is for and what it names. If its value cannot be read, it may be one that is data.
+    let mut payload = open_stored(key, stored).ok().filter(|payload| payload.len() == VALUE_BYTES);
+    let owed = match &mut payload {
+        Some(payload) => Owed { since: UnixMillis(payload.get_u64()), is_counted: payload.get_u8() != 0 },
+        None => Owed { since: UnixMillis(0), is_counted: true },
+    };
     let mut name = key.slice(PREFIX.len()..);
     let target = NodeId(name.try_get_u32().ok()?);
     // Copied out: the key may be part of a larger block, which the queue would keep in memory.

@@ -455,7 +455,7 @@ impl<S: Store> Node<S> {
     fn on_event(&mut self, current: &mut Operation, question: u32, event: Event) -> Step {
         let local = &mut self.local;
         match current {
-            Operation::Write(write) => write.on_event(local, &mut self.outcomes, event),
+            Operation::Write(write) => write.on_event(local, &mut self.outcomes, question, event),
             Operation::Read(read) => {
                 let ended = read.on_event(local, question, event);
                 self.read_ended(ended)
