@@ -120,6 +120,8 @@ struct Peer {
     unanswered: u32,
     /// Whether it is to be greeted at once, because there is news in the header.
     has_news: bool,
+    /// Whether it has not welcomed this process since there was news: what it was told may be lost.
+    is_untold: bool,
     /// When to greet or probe it next.
     next_greeting: Duration,
     /// When it was last heard.
@@ -270,6 +272,7 @@ impl Peers {
         peer.greeted = true;
         peer.ever_greeted = true;
         peer.unanswered = 0;
+        peer.is_untold &= peer.has_news;
         self.unsaved |= peer.memory.unconfirmed.take().is_some();
     }
 
@@ -472,7 +475,7 @@ impl Peers {
     /// Every peer is to be greeted at the next occasion: there is news in the header.
     pub(crate) fn greet_all_soon(&mut self) {
         for peer in self.peers.values_mut() {
-            peer.has_news = true;
+            (peer.has_news, peer.is_untold) = (true, true);
         }
     }
 
@@ -505,7 +508,7 @@ impl Peers {
         let when = |peer: &Peer| {
             let quiet = peer.last_heard + settings.gossip_interval;
             let wanted = match peer.waiting_since {
-                _ if !peer.greeted => Duration::ZERO,
+                _ if !peer.greeted || peer.is_untold => Duration::ZERO,
                 Some(since) => quiet.min(since + LATE),
                 None => quiet,
             };
@@ -583,7 +586,7 @@ impl Peer {
     }
 
     fn wants_greeting(&self, now: Now, settings: &Settings) -> bool {
-        !self.greeted || self.is_late(now) || self.is_quiet(now, settings)
+        !self.greeted || self.is_untold || self.is_late(now) || self.is_quiet(now, settings)
     }
 
     /// Nothing has been heard of it for so long that one of the two may have missed an epoch.
