@@ -199,10 +199,18 @@ impl Request {
             Request::Get(_) => false,
         }
     }
-}
 
-impl Request {
     /// How long it may take.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        match self {
+            Request::Put(put) => put.options.timeout,
+            Request::Delete(delete) => delete.options.timeout,
+            Request::Get(get) => get.options.timeout,
+        }
+    }
+
+    /// The same, to be changed.
     pub fn timeout_mut(&mut self) -> &mut Duration {
         match self {
             Request::Put(put) => &mut put.options.timeout,

@@ -341,12 +341,22 @@ impl<S: Store> Local<S> {
         Ok(Acknowledgement { gained, after: self.acknowledge_after(object, partition, durability) })
     }
 
-    /// Acknowledges what this node holds of an object in place of another node, for which a hint is left in this turn.
-    pub(crate) fn acknowledge_with_hint(
+    /// Takes a record in place of another node, and leaves a hint for that one with the same batch, which is what the
+    /// acknowledgement waits for.
+    pub(crate) fn stand_in(
         &mut self,
+        target: NodeId,
         object: &ObjectKey,
+        record: &Arc<Record>,
         durability: Durability,
     ) -> Result<Acknowledgement, MergeRefusal> {
+        // A hint that is left now might not be stored with that batch.
+        if self.replica.is_refusing() {
+            self.counters.stand_ins_refused += 1;
+            return Err(MergeRefusal::StorageFailed);
+        }
+        self.merge(object, record, durability, MergePath::StandIn { target })?;
+        self.hints_left.push(HintLeft { target, object: object.clone(), is_counted: true });
         let mut acknowledgement = self.acknowledge(object, durability)?;
         if durability == Durability::Disk || acknowledgement.after.is_some() {
             acknowledgement.after = Some(self.replica.turn_sequence());

@@ -201,7 +201,6 @@ impl World {
             kind,
             n: options.n,
             level: options.level,
-            is_sloppy: options.counts_stand_ins(),
             durability: options.durability.unwrap_or(default),
             context: note.context,
             is_foreign: note.is_foreign,
@@ -253,11 +252,7 @@ impl World {
     }
 
     fn call(&mut self, session: Option<usize>, host: usize, target: Target, request: Request) -> usize {
-        let timeout = match &request {
-            Request::Put(put) => put.options.timeout,
-            Request::Delete(delete) => delete.options.timeout,
-            Request::Get(get) => get.options.timeout,
-        };
+        let timeout = request.timeout();
         let call = self.calls.len();
         self.note_host(host, || format!("call {call} ({target:?}): {request:?}"));
         self.calls.push(Call { session, host, target, request: Some(request), is_over: false });

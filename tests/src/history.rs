@@ -104,8 +104,6 @@ pub struct Write {
     pub n: Option<u8>,
     /// Its level.
     pub level: Level,
-    /// Whether nodes that stand in for replicas were to count.
-    pub is_sloppy: bool,
     /// Its durability, the keyspace's if it named none.
     pub durability: Durability,
     /// The context that it carried.

@@ -92,7 +92,8 @@ pub fn profile_for(bug: PlantedBug) -> Profile {
         PlantedBug::FormedByMajority => Profile::Forming,
         PlantedBug::DriftIgnored => Profile::OneClock,
         PlantedBug::HintNotStored | PlantedBug::HintDroppedWhenSent => Profile::HintsAlone,
-        PlantedBug::CountedHintExpires | PlantedBug::StandInCountedAsStrict => Profile::StandIns,
-        PlantedBug::DeadReplicaCounted => Profile::StandIns,
+        PlantedBug::CountedHintExpires
+        | PlantedBug::StandInCountedAsStrict
+        | PlantedBug::DeadReplicaCounted => Profile::StandIns,
     }
 }

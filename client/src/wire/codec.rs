@@ -156,9 +156,7 @@ impl ClientMessage {
             kind => Err(Malformed::UnknownKind(kind).into()),
         }
     }
-}
 
-impl ClientMessage {
     /// The id of a request of the data path and what kind it is, if that is what a frame's body says: enough to refuse it,
     /// at much less cost than to decode it.
     #[must_use]

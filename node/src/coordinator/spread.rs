@@ -73,7 +73,7 @@ impl Spread {
         }
         if !local.is_up(node) {
             // With this turn's batch, so that a crash does not part it from the record.
-            self.leave_hint(local, node, false);
+            self.leave_hint(local, node);
             return TargetState::Down;
         }
         local.send(node, self.message(self.tag, self.path));
@@ -90,8 +90,8 @@ impl Spread {
         }
     }
 
-    fn leave_hint<S: Store>(&self, local: &mut Local<S>, target: NodeId, is_counted: bool) {
-        local.hints_left.push(HintLeft { target, object: self.object.clone(), is_counted });
+    fn leave_hint<S: Store>(&self, local: &mut Local<S>, target: NodeId) {
+        local.hints_left.push(HintLeft { target, object: self.object.clone(), is_counted: false });
     }
 
     /// Sends the record to a node that is to stand in for `target`, or lets this node do so, as this question of the
@@ -103,21 +103,13 @@ impl Spread {
         node: NodeId,
         target: NodeId,
     ) -> bool {
-        let (tag, path) = (Tag { question, ..self.tag }, MergePath::StandIn { target });
+        let tag = Tag { question, ..self.tag };
         if node != local.node {
-            local.send(node, self.message(tag, path));
+            local.send(node, self.message(tag, MergePath::StandIn { target }));
             return true;
         }
-        // A hint that is left now would not be stored with the batch that is waited for.
-        if local.replica.is_refusing() {
-            return false;
-        }
-        // It was minted here, but the batch that brought it may have been refused since.
-        if local.merge(&self.object, &self.record, self.durability, path).is_err() {
-            return false;
-        }
-        self.leave_hint(local, target, true);
-        let Ok(acknowledgement) = local.acknowledge_with_hint(&self.object, self.durability) else {
+        // It was minted here, but the batch that brought it may have been refused since: it is taken again.
+        let Ok(acknowledgement) = local.stand_in(target, &self.object, &self.record, self.durability) else {
             return false;
         };
         let outcome = MergeOutcome::Applied { gained: acknowledgement.gained };
@@ -235,7 +227,7 @@ impl Spread {
         for target in &self.targets {
             let is_owed = matches!(target.state, TargetState::Sent | TargetState::Refused);
             if is_owed && target.node != local.node {
-                self.leave_hint(local, target.node, false);
+                self.leave_hint(local, target.node);
             }
         }
     }

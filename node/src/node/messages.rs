@@ -14,7 +14,7 @@ use super::{DOCUMENT_RETRY_AFTER, Node, requests::timeout};
 use crate::{
     coordinator::{Requester, forward::refusal},
     exchange::answer_tree,
-    hints::{HintLeft, Hints},
+    hints::Hints,
     local::{Acknowledgement, Event, Local},
     message::{Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, Tag},
     peers::SEQUENCE_MAX,
@@ -251,7 +251,7 @@ fn stand_in<S: Store>(
     let is_member = local.document.as_ref().is_some_and(|document| document.members.contains_key(&target));
     let refusal = if !is_member || target == local.node {
         Some(MergeRefusal::Mismatched)
-    } else if local.replica.is_refusing() || local.is_stopping {
+    } else if local.is_stopping {
         Some(MergeRefusal::StorageFailed)
     } else if !hints.has_room(local, target) {
         Some(MergeRefusal::Overloaded)
@@ -262,9 +262,7 @@ fn stand_in<S: Store>(
         local.counters.stand_ins_refused += 1;
         return Err(refusal);
     }
-    local.merge(object, record, durability, MergePath::StandIn { target })?;
-    local.hints_left.push(HintLeft { target, object: object.clone(), is_counted: true });
-    local.acknowledge_with_hint(object, durability)
+    local.stand_in(target, object, record, durability)
 }
 
 /// The forwards that were taken lately. One that comes twice is taken once: the second could be refused while the

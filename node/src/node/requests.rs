@@ -229,10 +229,5 @@ impl<S: Store> Node<S> {
 
 /// How long a request may take.
 pub(super) fn timeout(request: &Request, settings: &Settings) -> Duration {
-    let asked = match request {
-        Request::Put(put) => put.options.timeout,
-        Request::Delete(delete) => delete.options.timeout,
-        Request::Get(get) => get.options.timeout,
-    };
-    asked.min(settings.timeout_max)
+    request.timeout().min(settings.timeout_max)
 }

@@ -64,7 +64,6 @@ impl Story {
             kind: WriteKind::Put,
             n: None,
             level: Level::Quorum,
-            is_sloppy: false,
             durability: Durability::Disk,
             context: None,
             is_foreign: false,
