@@ -1,5 +1,6 @@
 //! What a node writes down about itself and reads back when it starts: the cluster document, the marks of its
-//! copies, how far it saw its peers' stores come, its hints, and whether it stopped in good order.
+//! copies, how far it saw its peers' stores come, and whether it stopped in good order. (Its hints are read by
+//! themselves.)
 //!
 //! All of it stands in [`Table::Meta`], sealed like records. What cannot be read is as if it were not there: a node
 //! without a document asks its peers for it, and a copy without a mark is filling.
@@ -11,7 +12,6 @@ use ring::{ClusterDocument, Epoch, NodeId, PartitionId, StoreId};
 
 use crate::{
     copies::Mark,
-    hints::{StoredHint, read_hints},
     message::StartId,
     peers::{PeerMemory, Unconfirmed},
     storage::{Sequence, Store, Table, open_stored, seal_stored},
@@ -32,7 +32,6 @@ pub(crate) struct Recovered {
     pub(crate) marks: BTreeMap<PartitionId, Mark>,
     pub(crate) peers: Vec<(NodeId, PeerMemory)>,
     pub(crate) clean: Option<StartId>,
-    pub(crate) hints: Vec<StoredHint>,
 }
 
 impl Recovered {
@@ -46,7 +45,7 @@ impl Recovered {
         let peers = get(PEERS).map(decode_peers).unwrap_or_default();
         let clean = get(CLEAN).filter(|payload| payload.len() == 8);
         let clean = clean.map(|mut payload| StartId(payload.get_u64()));
-        Recovered { document, marks: read_marks(store), peers, clean, hints: read_hints(store) }
+        Recovered { document, marks: read_marks(store), peers, clean }
     }
 
     /// Whether a copy was whole when the store was last written to, and nothing that it acknowledged from memory
@@ -78,25 +77,31 @@ fn read_marks<S: Store>(store: &S) -> BTreeMap<PartitionId, Mark> {
         let mark = open_stored(key, stored).ok().and_then(Mark::decode)?;
         Some((Mark::partition(key)?, mark))
     };
-    read_under(store, Mark::PREFIX, mark).into_iter().collect()
+    // Of what cannot be read nothing is assumed: those copies fill.
+    read_under(store, Mark::PREFIX, None, mark).0.into_iter().collect()
 }
 
-/// What `decode` makes of each fact whose key begins with `prefix`, in the order of the keys, as far as the store can be
-/// read. (No key goes on with more than twenty of the highest byte.)
+/// What `decode` makes of each fact whose key begins with `prefix`, in the order of the keys, from the first or from after
+/// a key; and after which key the store could not be read, if it could not. (No key goes on with more than twenty of the
+/// highest byte.)
 pub(crate) fn read_under<S: Store, T>(
     store: &S,
     prefix: &'static [u8],
+    from: Option<Bytes>,
     decode: impl Fn(&Bytes, &Bytes) -> Option<T>,
-) -> Vec<T> {
+) -> (Vec<T>, Option<Bytes>) {
     let mut decoded = Vec::new();
     let end = [prefix, &[0xff; 20]].concat();
-    let mut after = Bytes::from_static(prefix);
-    while let Ok(found) = store.scan(Table::Meta, Some(&after), &end, FACTS_AT_ONCE) {
-        let Some((last, _)) = found.last() else { break };
-        after = last.clone();
+    let mut after = from.unwrap_or(Bytes::from_static(prefix));
+    loop {
+        let Ok(found) = store.scan(Table::Meta, Some(&after), &end, FACTS_AT_ONCE) else {
+            return (decoded, Some(after));
+        };
+        let Some((last, _)) = found.last() else { return (decoded, None) };
+        // Copied out: it may be part of a larger block.
+        after = Bytes::copy_from_slice(last);
         decoded.extend(found.iter().filter_map(|(key, stored)| decode(key, stored)));
     }
-    decoded
 }
 
 /// The document as it is stored.

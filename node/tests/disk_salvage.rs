@@ -30,6 +30,8 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Objects that the store holds.
 const OBJECTS: u64 = 1200;
+/// Hints that it was left, of which the first is handed over.
+const HINTS: u64 = 5;
 /// How often each of the first few was written.
 const VERSIONS: u64 = 3;
 
@@ -59,6 +61,14 @@ fn stored(object: &ObjectKey, record: &Record) -> Change {
     Change { table: Table::Records, key, value: Some(value.freeze()) }
 }
 
+/// A hint as the core stores it, for the node 7: the prefix, the target, the object.
+fn hint(number: u64) -> Change {
+    let mut key = BytesMut::from("hint/");
+    key.put_u32(7);
+    key.put_slice(object(number).encoded());
+    Change { table: Table::Meta, key: key.freeze(), value: Some(number.to_be_bytes().to_vec().into()) }
+}
+
 fn small() -> DiskOptions {
     DiskOptions { memtable_bytes_max: 1 << 20, ..options() }
 }
@@ -73,6 +83,9 @@ fn build(dir: &Path) -> StoreId {
         rig.commit(batch(sequence, changes));
     };
     commit(vec![Change { table: Table::Meta, key: "clean".into(), value: Some("1".into()) }]);
+    commit((0..HINTS).map(hint).collect());
+    // One that was handed over.
+    commit(vec![Change { value: None, ..hint(0) }]);
     for version in 1..=VERSIONS {
         let numbers = if version == 1 { 0..OBJECTS } else { 0..OBJECTS / 10 };
         for chunk in numbers.collect::<Vec<_>>().chunks(20) {
@@ -146,11 +159,10 @@ fn check(dir: &Path, old: StoreId, report: &SalvageReport) -> BTreeMap<u64, u64>
     let rig = Rig::try_open(dir, &small()).unwrap();
     assert!(!rig.is_new && rig.store.id() == report.store && report.store != old);
     assert!(rig.store.recovered() > Sequence(0), "a store that was never written to may found a cluster");
-    assert_eq!(
-        rig.store.scan(Table::Meta, None, &[0xff], 10),
-        Ok(vec![]),
-        "nothing of what the node knew of itself"
-    );
+    let facts = rig.store.scan(Table::Meta, None, &[0xff], 10).unwrap();
+    let hints = facts.iter().filter(|(key, _)| key.starts_with(b"hint/")).count();
+    assert_eq!(facts.len(), hints, "nothing of what the node knew of itself: {facts:?}");
+    assert_eq!(hints as u64, report.hints_kept);
     let held = held(&rig.store);
     assert_eq!(held.len(), usize::try_from(report.records_kept).unwrap());
     let next = rig.store.recovered().0 + 1;
@@ -170,6 +182,11 @@ fn salvage_of_a_store_that_is_whole_keeps_every_record_and_nothing_else() {
     assert_eq!(report.damaged, dir.join(format!("damaged-{:016x}", old.0)));
     assert_eq!((report.blocks_lost, report.records_damaged, report.journal_bytes_lost), (0, 0, 0));
     assert_eq!(check(&dir, old, &report), whole());
+    let rig = Rig::try_open(&dir, &small()).unwrap();
+    let mut hints: Vec<_> = (1..HINTS).map(hint).map(|hint| (hint.key, hint.value.unwrap())).collect();
+    hints.sort();
+    assert_eq!(rig.store.scan(Table::Meta, None, &[0xff], 10), Ok(hints), "what it owes to others");
+    rig.close();
 }
 
 #[test]

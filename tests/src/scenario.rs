@@ -211,6 +211,11 @@ impl Scenario {
         self.world.crash(host, CrashDamage::default(), &DiskFault::Restore(image));
     }
 
+    /// The device of a machine fails to read from now on, or does not.
+    pub fn fail_reads(&mut self, host: usize, fails: bool) {
+        self.world.hosts[host].disk.fail_reads(fails);
+    }
+
     /// A bit of a machine's record of a key flips.
     pub fn rot(&mut self, host: usize, key: KeyId) -> bool {
         self.world.rot(host, key, 20, 3)

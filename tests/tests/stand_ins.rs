@@ -84,6 +84,29 @@ fn a_quorum_is_made_up_of_nodes_that_stand_in_and_hand_over() {
     }
 }
 
+/// What it owes it cannot read as it starts, and has left anew what it cannot know to be counted.
+#[test]
+fn what_cannot_be_read_of_hints_at_the_start_is_read_later() {
+    let mut scenario = without_exchanges();
+    let [fourth, fifth] = [3, 4].map(|position| scenario.replica(CART, position));
+    scenario.crash(fifth);
+    let down = crash_first(&mut scenario, CART, 3);
+    let put = scenario.put(fourth, CART, sloppy(Level::Any));
+    assert_eq!(stood_in(&scenario, put), Some(1));
+    scenario.crash(fourth);
+    scenario.start(fifth);
+    scenario.fail_reads(fourth, true);
+    scenario.start(fourth);
+    start_all(&mut scenario, &down);
+    assert!(down.iter().all(|host| !scenario.holds(*host, put)));
+    scenario.fail_reads(fourth, false);
+    scenario.run_for(ms(5000));
+    assert!(down.iter().any(|host| scenario.holds(*host, put)), "it was handed over");
+    let seen = scenario.get(fifth, CART, ReadOptions::default()).expect("all are up");
+    assert_eq!(seen.values, [put]);
+    assert_eq!(scenario.finish(), []);
+}
+
 #[test]
 fn any_is_acknowledged_though_every_replica_is_down() {
     for coordinator in [3, 4] {

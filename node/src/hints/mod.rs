@@ -22,6 +22,7 @@ use std::{
 };
 
 use antientropy::version::UnixMillis;
+use bytes::Bytes;
 use ring::{Durability, NodeId};
 
 use crate::{
@@ -31,10 +32,12 @@ use crate::{
     planted::PlantedBug,
     storage::{ObjectKey, Sequence, Store},
 };
-pub(crate) use stored::read_hints;
+pub(crate) use stored::is_hint;
 
 /// How long a replay may take, and how long to wait after one that failed, or for a grant.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long to wait before hints that could not be read are read again.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait after a grant of nothing.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Bytes of records on their way to one target before more are sent: large values must not fill its connection.
@@ -86,6 +89,8 @@ pub(crate) struct Hints {
     unsynced: VecDeque<(Sequence, NodeId, ObjectKey)>,
     /// Hints that were to be stored or removed by a batch that was refused, or while none are taken.
     unsaved: BTreeSet<(NodeId, ObjectKey)>,
+    /// What the store has kept could be read up to this key, and when to read on; none if all is read.
+    unread: Option<(Bytes, Duration)>,
 }
 
 /// The hints for one target.
@@ -122,14 +127,34 @@ pub(crate) struct HintOperation {
 
 impl Hints {
     /// The hints that a store has kept.
-    pub(crate) fn new(mut stored: Vec<StoredHint>) -> Hints {
-        let mut hints =
-            Hints { queues: BTreeMap::new(), unsynced: VecDeque::new(), unsaved: BTreeSet::new() };
+    pub(crate) fn open<S: Store>(now: Duration, store: &S) -> Hints {
+        let mut hints = Hints {
+            queues: BTreeMap::new(),
+            unsynced: VecDeque::new(),
+            unsaved: BTreeSet::new(),
+            unread: None,
+        };
+        hints.read(now, store, None);
+        hints
+    }
+
+    /// Reads what the store has kept, from the first or from where it could not be read on before.
+    fn read<S: Store>(&mut self, now: Duration, store: &S, from: Option<Bytes>) {
+        let (mut stored, rest) = stored::read(store, from);
         stored.sort_by_key(|(_, owed, _)| owed.since);
         for (target, owed, object) in stored {
-            hints.queues.entry(target).or_default().wait(object, owed);
+            let queue = self.queues.entry(target).or_default();
+            // One that was left again meanwhile counts already.
+            if queue.owes(&object).is_none() {
+                queue.wait(object, owed);
+            }
         }
-        hints
+        self.unread = rest.map(|rest| (rest, now + READ_AGAIN_AFTER));
+    }
+
+    /// Whether the store could not be read to the end, so that there may be more hints than are known.
+    pub(crate) fn is_partly_unread(&self) -> bool {
+        self.unread.is_some()
     }
 
     /// Whether one more hint for the target may be counted in an acknowledgement.
@@ -174,6 +199,9 @@ impl Hints {
     pub(crate) fn replay<S: Store>(&mut self, local: &mut Local<S>) -> Vec<HintOperation> {
         let mut started = Vec::new();
         let now = local.now.monotonic;
+        if let Some((from, _)) = self.unread.take_if(|(_, at)| *at <= now) {
+            self.read(now, local.replica.store(), Some(from));
+        }
         let mut gone = Vec::new();
         for (&target, queue) in &mut self.queues {
             for object in queue.surplus(local) {
@@ -268,7 +296,9 @@ impl Hints {
         let can = |(target, queue): &(&NodeId, &Queue)| {
             (queue.is_to_ask() || queue.is_to_send()) && can_take(local, **target)
         };
-        self.queues.iter().filter(can).map(|(_, queue)| queue.wait_until).min()
+        let replay = self.queues.iter().filter(can).map(|(_, queue)| queue.wait_until).min();
+        let read = self.unread.as_ref().map(|(_, at)| *at);
+        [replay, read].into_iter().flatten().min()
     }
 
     /// An object is owed to a target, and what that leaves no room for is dropped. Whether it was not owed before.
@@ -279,6 +309,8 @@ impl Hints {
         owed: Owed,
         object: &ObjectKey,
     ) -> bool {
+        // It may take the place of one that is data and not read yet.
+        let owed = Owed { is_counted: owed.is_counted || self.unread.is_some(), ..owed };
         let queue = self.queues.entry(target).or_default();
         let known = queue.waiting.get(object).map(|(_, owed)| *owed);
         if known.is_some_and(|known| known.is_counted || !owed.is_counted) {

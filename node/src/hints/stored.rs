@@ -35,9 +35,16 @@ pub(super) fn value(target: NodeId, object: &ObjectKey, owed: Owed) -> Bytes {
     seal_stored(&key(target, object), put, VALUE_BYTES)
 }
 
-/// All hints of a store. What is no hint is left out.
-pub(crate) fn read_hints<S: Store>(store: &S) -> Vec<StoredHint> {
-    read_under(store, PREFIX, decode)
+/// Hints of a store, from the first or from where an earlier reading stopped, and where this one stopped if the store could
+/// not be read on. What is no hint is left out.
+pub(super) fn read<S: Store>(store: &S, from: Option<Bytes>) -> (Vec<StoredHint>, Option<Bytes>) {
+    read_under(store, PREFIX, from, decode)
+}
+
+/// Whether what is stored under a key of [`Table::Meta`](crate::storage::Table::Meta) is a hint. A value that cannot be read
+/// does not matter: the key says what is owed to whom.
+pub(crate) fn is_hint(key: &Bytes) -> bool {
+    key.starts_with(PREFIX) && decode(key, &Bytes::new()).is_some()
 }
 
 fn decode(key: &Bytes, stored: &Bytes) -> Option<StoredHint> {
@@ -88,7 +95,8 @@ mod tests {
         changes.push(other(b"hinu", Bytes::from_static(b"x")));
         engine.submit(Batch { sequence: Sequence(1), changes });
         engine.commit_next();
-        let mut found = read_hints(&engine);
+        let (mut found, rest) = read(&engine, None);
+        assert_eq!(rest, None);
         found.sort_by_key(|(_, owed, _)| std::cmp::Reverse(owed.since));
         let mut expected = hints.to_vec();
         expected.sort_by_key(|(_, owed, _)| std::cmp::Reverse(owed.since));

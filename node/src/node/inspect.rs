@@ -40,6 +40,12 @@ impl<S: Store> Node<S> {
         self.hints.census()
     }
 
+    /// Whether the store could not be read for all the hints that it has kept. It is tried again.
+    #[must_use]
+    pub fn hints_are_partly_unread(&self) -> bool {
+        self.hints.is_partly_unread()
+    }
+
     /// How far this node's clock is ahead of the median of its peers', in milliseconds; none if none was heard.
     #[must_use]
     pub fn clock_drift_ms(&self) -> Option<i64> {

@@ -170,7 +170,7 @@ impl<S: Store> Node<S> {
         let others = identity.seeds.into_iter().chain(founders).filter(|node| *node != identity.node);
         let start = StartId(rng.next_u64());
         let memories = std::mem::take(&mut recovered.peers);
-        let hints = std::mem::take(&mut recovered.hints);
+        let hints = Hints::open(now.monotonic, &store);
         let peers = Peers::new(start, others.collect::<Vec<_>>(), memories, store.recovered());
         let votes = Votes::open(&store, &mut rng);
         let membership = Membership::new(identity.node, now.wall, rng.next_u64(), &settings);
@@ -210,7 +210,7 @@ impl<S: Store> Node<S> {
             operations: Operations::new(),
             outcomes: Outcomes::new(),
             exchanges: Exchanges::new(),
-            hints: Hints::new(hints),
+            hints,
             grants: Grants::default(),
             agreement: Agreement::new(now.monotonic, forming),
             membership,

@@ -391,6 +391,7 @@ impl Driver {
             status: parts.node.status(),
             members: parts.node.document().map_or(0, |document| document.members.len()),
             hints: parts.node.hints_pending(),
+            hints_are_partly_unread: parts.node.hints_are_partly_unread(),
             wall: parts.clock.now().wall,
             links: parts.links.census(),
             messages_lost: parts.links.lost.get(),

@@ -117,6 +117,7 @@ pub(crate) struct Snapshot {
     pub(crate) status: NodeStatus,
     pub(crate) members: usize,
     pub(crate) hints: Vec<HintsPending>,
+    pub(crate) hints_are_partly_unread: bool,
     pub(crate) wall: UnixMillis,
     pub(crate) links: Vec<(NodeId, Option<LinkState>)>,
     pub(crate) messages_lost: u64,
@@ -422,6 +423,11 @@ fn gather_peers(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
             "quorate_hints_counted_pending",
             "Of these, those that an acknowledgement counts on: writes that this node took in the peer's place.",
             snapshot.hints.iter().map(|pending| (peer(&pending.target), number(pending.counted))),
+        ),
+        single(
+            "quorate_hints_partly_unread",
+            "1 while the store cannot be read for all the hints that it has kept, which are tried again; 0 otherwise.",
+            u64::from(snapshot.hints_are_partly_unread),
         ),
         gauge(
             "quorate_hint_oldest_seconds",

@@ -47,7 +47,7 @@ const ENGINES_OWN: u64 = 0;
 /// The id of the first keyspace that is created.
 pub(super) const RECORDS: u64 = 1;
 /// The id of the second.
-const META: u64 = 2;
+pub(super) const META: u64 = 2;
 
 /// Tables of 16 MiB: a compaction rewrites a handful of them, and no flush waits for long behind it.
 const TABLE_BYTES: u64 = 16 << 20;

@@ -4,8 +4,9 @@
 //! batch that is whole, whatever became of those around them. The engine is not asked: it gives up on all for the sake
 //! of one. Nothing is changed in the damaged store, which is put aside in the end.
 //!
-//! **What is carried over is records, and nothing of what the node knew of itself**: votes, promises, marks and the
-//! cluster's document must not survive half. The new store has an id of its own; so the node fills every copy from its
+//! **What is carried over is records and hints, and nothing of what the node knew of itself**: votes, promises, marks and
+//! the cluster's document must not survive half. (A hint that was counted is part of an acknowledgement, like a record; and
+//! one too many costs a merge that changes nothing.) The new store has an id of its own; so the node fills every copy from its
 //! peers, and does not vote, until the cluster has readmitted it. It has a batch even if no record was left, so that
 //! nobody takes it for a founder's that was never written to.
 //!
@@ -29,14 +30,17 @@ use tracing::warn;
 use super::{
     DiskOptions,
     directory::{Directory, IdentityFile},
-    engine::{Engine, RECORDS, SyncError, Writer},
+    engine::{Engine, META, RECORDS, SyncError, Writer},
     error::OpenError,
     journal::{Batches, journal_files},
     link::{LINK_KEY, Link},
     listing::{cannot, tables_to_salvage},
     tables::{Entry, Lost, TableReader},
 };
-use crate::storage::{Batch, Change, ObjectKey, Sequence, Table, decode_stored};
+use crate::{
+    hints::is_hint,
+    storage::{Batch, Change, ObjectKey, Sequence, Table, decode_stored},
+};
 
 /// Bytes of records that are written at once.
 const BATCH_BYTES: usize = 1 << 20;
@@ -50,6 +54,8 @@ pub struct SalvageReport {
     pub damaged: PathBuf,
     /// Records in the new store.
     pub records_kept: u64,
+    /// Hints in the new store: what this node owes to others.
+    pub hints_kept: u64,
     /// Versions of records that were found and failed their checksum.
     pub records_damaged: u64,
     /// Blocks of tables that could not be read, of a few dozen records each.
@@ -151,6 +157,7 @@ fn report_on(
         store: identity.store,
         damaged,
         records_kept: report.records_kept,
+        hints_kept: report.hints_kept,
         records_damaged: report.records_damaged,
         blocks_lost: report.tables.blocks,
         block_bytes_lost: report.tables.bytes,
@@ -164,6 +171,7 @@ fn report_on(
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Report {
     records_kept: u64,
+    hints_kept: u64,
     records_damaged: u64,
     tables: Lost,
     journal_bytes_lost: u64,
@@ -183,13 +191,15 @@ impl Report {
             value.unwrap_or(0)
         };
         let names = Report::default().fields().map(|(name, _)| name);
-        let [records_kept, records_damaged, blocks, bytes, journal_bytes_lost] = names.map(value);
-        Report { records_kept, records_damaged, tables: Lost { blocks, bytes }, journal_bytes_lost }
+        let [records_kept, hints_kept, records_damaged, blocks, bytes, journal_bytes_lost] = names.map(value);
+        let tables = Lost { blocks, bytes };
+        Report { records_kept, hints_kept, records_damaged, tables, journal_bytes_lost }
     }
 
-    fn fields(self) -> [(&'static str, u64); 5] {
+    fn fields(self) -> [(&'static str, u64); 6] {
         [
             ("records_kept", self.records_kept),
+            ("hints_kept", self.hints_kept),
             ("records_damaged", self.records_damaged),
             ("blocks_lost", self.tables.blocks),
             ("block_bytes_lost", self.tables.bytes),
@@ -204,6 +214,14 @@ enum CopyError {
     Sync(io::Error),
 }
 
+/// The newest versions in a journal, by key.
+type Newest = BTreeMap<Bytes, Entry>;
+
+fn cannot_read(path: &Path) -> impl FnOnce(io::Error) -> CopyError + use<> {
+    let path = path.to_owned();
+    move |error| CopyError::Read(cannot("read", &path, error))
+}
+
 /// A new store, being filled.
 struct Copying {
     engine: Engine,
@@ -212,25 +230,31 @@ struct Copying {
 }
 
 impl Copying {
-    /// Copies the records of another engine.
+    /// Copies the records and the hints of another engine.
     fn copy(&mut self, damaged: &Path) -> Result<(), CopyError> {
-        let cannot_read = |path: &Path| {
-            let path = path.to_owned();
-            move |error| CopyError::Read(cannot("read", &path, error))
+        let (records, hints) = self.read_journal(damaged).map_err(cannot_read(damaged))?;
+        self.copy_table(damaged, Table::Records, records)?;
+        self.copy_table(damaged, Table::Meta, hints)
+    }
+
+    /// Copies what is to be kept of one table.
+    fn copy_table(&mut self, damaged: &Path, table: Table, journal: Newest) -> Result<(), CopyError> {
+        let keyspace = match table {
+            Table::Records => RECORDS,
+            Table::Meta => META,
         };
-        let tables = tables_to_salvage(damaged, RECORDS).map_err(cannot_read(damaged))?;
+        let tables = tables_to_salvage(damaged, keyspace).map_err(cannot_read(damaged))?;
         let mut tables = tables
             .iter()
             .map(|path| TableReader::open(path).map_err(cannot_read(path)))
             .collect::<Result<Vec<_>, _>>()?;
-        let journal = self.read_journal(damaged).map_err(cannot_read(damaged))?;
         {
             let mut sources: Vec<Box<dyn Iterator<Item = Entry> + '_>> = Vec::new();
             for table in &mut tables {
                 sources.push(Box::new(table));
             }
             sources.push(Box::new(journal.into_values()));
-            self.merge(sources)?;
+            self.merge(table, sources)?;
         }
         for table in &tables {
             self.report.tables.blocks += table.lost().blocks;
@@ -239,9 +263,9 @@ impl Copying {
         Ok(())
     }
 
-    /// The newest version of every record in the journal, by key.
-    fn read_journal(&mut self, damaged: &Path) -> io::Result<BTreeMap<Bytes, Entry>> {
-        let mut newest = BTreeMap::new();
+    /// The newest version of every record, and of every fact, in the journal.
+    fn read_journal(&mut self, damaged: &Path) -> io::Result<(Newest, Newest)> {
+        let (mut records, mut facts) = (BTreeMap::new(), BTreeMap::new());
         let files = match journal_files(damaged) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             files => files?,
@@ -256,7 +280,12 @@ impl Copying {
                     let number = link
                         .filter(|link| !link.allows(batch.number))
                         .map_or(batch.number, |link| link.number_min);
-                    for item in batch.items.iter().filter(|item| item.keyspace == RECORDS) {
+                    for item in &batch.items {
+                        let newest = match item.keyspace {
+                            RECORDS => &mut records,
+                            META => &mut facts,
+                            _ => continue,
+                        };
                         let key = Bytes::copy_from_slice(item.key);
                         let value = item.value.map(Bytes::copy_from_slice);
                         newest.insert(key.clone(), Entry { key, number, value });
@@ -266,11 +295,15 @@ impl Copying {
                 self.report.journal_bytes_lost += lost as u64;
             }
         }
-        Ok(newest)
+        Ok((records, facts))
     }
 
     /// Writes of every key the newest version that can be read.
-    fn merge<'a>(&mut self, mut sources: Vec<Box<dyn Iterator<Item = Entry> + 'a>>) -> Result<(), CopyError> {
+    fn merge<'a>(
+        &mut self,
+        table: Table,
+        mut sources: Vec<Box<dyn Iterator<Item = Entry> + 'a>>,
+    ) -> Result<(), CopyError> {
         // Keys ascending, of one key the newest version first.
         let count = sources.len();
         let mut heads = BinaryHeap::new();
@@ -297,13 +330,17 @@ impl Copying {
             }
             seen = Some((key.clone(), number));
             if let Some(value) = value {
-                if !is_record(&key, &value) {
-                    self.report.records_damaged += 1;
-                    continue;
+                match table {
+                    Table::Records if is_record(&key, &value) => self.report.records_kept += 1,
+                    Table::Records => {
+                        self.report.records_damaged += 1;
+                        continue;
+                    }
+                    Table::Meta if is_hint(&key) => self.report.hints_kept += 1,
+                    Table::Meta => continue,
                 }
-                self.report.records_kept += 1;
                 bytes += key.len() + value.len();
-                changes.push(Change { table: Table::Records, key: key.clone(), value: Some(value) });
+                changes.push(Change { table, key: key.clone(), value: Some(value) });
             }
             decided = Some(key);
             if bytes > BATCH_BYTES {
