@@ -13,11 +13,12 @@ use antientropy::version::{Record, VersionDigest};
 use bytes::Bytes;
 use client::hedge::HedgeBudget;
 use rand_chacha::ChaCha8Rng;
+use rand_core::Rng;
 use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId, VoterId};
 
 use crate::{
     admission::Admission,
-    agreement::votes::Votes,
+    agreement::votes::{Votes, is_later},
     copies::{Before, Copies},
     counters::Counters,
     event::{Now, Output},
@@ -143,10 +144,33 @@ impl<S: Store> Local<S> {
         self.votes.read(self.replica.store(), &mut self.rng);
         let voter = self.votes.voter();
         if !was_known && voter.is_some() {
+            self.outgrow_recorded_voter();
             // It was left out of what the peers were told so far, and they may ask for nothing more.
             self.peers.greet_all_soon();
         }
-        voter
+        self.votes.voter()
+    }
+
+    /// This store's memory of votes is broken: from now on it is another.
+    pub(crate) fn renew_votes(&mut self) {
+        let recorded = self.recorded_voter();
+        self.votes.renew(self.rng.next_u64(), recorded);
+    }
+
+    /// A store that went back in time may have drawn a name for its memory of votes that comes before the one that it had
+    /// and that is recorded: nobody would record that one. It draws another.
+    pub(crate) fn outgrow_recorded_voter(&mut self) {
+        if let (Some(recorded), Some(own)) = (self.recorded_voter(), self.votes.voter())
+            && is_later(recorded, own)
+        {
+            self.renew_votes();
+        }
+    }
+
+    /// The name of a memory of votes that the document records of this store; none if it records another store.
+    fn recorded_voter(&self) -> Option<VoterId> {
+        let member = self.document.as_ref()?.members.get(&self.node)?;
+        (member.store == self.store_id()).then_some(member.voter)
     }
 
     /// Whether the document records this node with this store.

@@ -9,6 +9,7 @@ use std::{collections::VecDeque, time::Duration};
 use client::wire::{ControlError, ControlReply, NewKeyspace};
 use ring::{ClusterDocument, Epoch, KeyspaceId, NodeId, StoreId, VoterId};
 
+use super::votes::is_later;
 use crate::{
     event::{Change, ClientTag},
     formation::keyspace_of,
@@ -224,6 +225,11 @@ fn readmit(
         // Another was proposed, and may yet be recorded.
         Some(heard) if heard == recorded && target.is_some() => Outlook::Unsettled,
         Some(heard) if heard == recorded => too_early(format!("{} of {node} is recorded already", heard.0)),
+        // The document has come here before the node's own word.
+        Some((store, voter)) if store == recorded.0 && is_later(recorded.1, voter) => match target {
+            Some(_) => Outlook::Unsettled,
+            None => too_early(format!("{node} is recorded as it has become since it was heard last")),
+        },
         Some((store, voter)) => {
             *target = Some((store, voter));
             let next = document.readmit(node, store, voter);
@@ -312,6 +318,27 @@ mod tests {
         assert!(changes.next(&first, |_| Some((recorded, voter))).is_none());
         let ended = changes.take_ended(DEADLINE, |_| Some((recorded, voter)), |_| true);
         assert_eq!(ended, [(ClientTag(1), Err(ControlError::InDoubt))]);
+    }
+
+    /// The simulator's seed 60002781: the node had broken off its memory of votes twice. Its second name was recorded by
+    /// another node's change; one that had heard the first name only made that the recorded one again, and the node could
+    /// not vote.
+    #[test]
+    fn a_readmission_does_not_bring_a_former_memory_of_votes_back() {
+        let first = document();
+        let store = first.members[&NODE].store;
+        let heard = |voter| move |_| Some((store, VoterId(voter)));
+        let second = first.readmit(NODE, store, VoterId(20));
+        let ended = readmission().review(&second, heard(15));
+        assert!(matches!(&ended[..], [(_, Err(ControlError::Invalid(_)))]), "{ended:?}");
+        let mut changes = readmission();
+        assert!(changes.next(&first, heard(15)).is_some());
+        assert!(
+            changes.review(&second, heard(15)).is_empty(),
+            "it was proposed before, and may be recorded yet"
+        );
+        assert!(changes.next(&second, heard(15)).is_none());
+        assert!(changes.next(&second, heard(25)).is_some(), "a later one is another matter");
     }
 
     #[test]

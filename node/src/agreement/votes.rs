@@ -81,16 +81,20 @@ impl Votes {
         match (voter, cast) {
             (Some(voter), Some(cast)) => self.memory = Memory::Read { voter, cast },
             // Bytes that are not what was written: whatever they said is forgotten.
-            (None, _) | (_, None) => self.renew(rng.next_u64()),
+            (None, _) | (_, None) => self.renew(rng.next_u64(), None),
         }
     }
 
-    /// The memory is broken: from now on it is another. Its name comes after the former one's, so that a late word of a
-    /// process with its former name is known as late: see [`is_later`].
-    pub(crate) fn renew(&mut self, random: u64) {
-        let voter = VoterId(match self.voter() {
-            Some(former) => former.0.wrapping_add(1 + random % (1 << 62)),
-            None => random,
+    /// The memory is broken: from now on it is another. Its name comes after the former one's and after the recorded one, so
+    /// that what is said late of a former name is known as late: see [`is_later`].
+    pub(crate) fn renew(&mut self, random: u64, recorded: Option<VoterId>) {
+        // Many names that were never recorded must not come round half the circle.
+        let step = 1 + random % (1 << 48);
+        let voter = VoterId(match (self.voter(), recorded) {
+            (None, None) => random,
+            (Some(former), Some(recorded)) if is_later(former, recorded) => former.0.wrapping_add(step),
+            (Some(former), None) => former.0.wrapping_add(step),
+            (_, Some(recorded)) => recorded.0.wrapping_add(step),
         });
         self.memory = Memory::Read { voter, cast: None };
         (self.is_renewed, self.is_unsaved) = (true, true);
@@ -160,7 +164,7 @@ impl Votes {
     }
 }
 
-/// Whether a process took this name for its memory of votes after that one. Names go round in a circle.
+/// Whether a store took this name for its memory of votes after that one. Names go round in a circle.
 pub(crate) fn is_later(voter: VoterId, than: VoterId) -> bool {
     voter != than && voter.0.wrapping_sub(than.0) < 1 << 63
 }

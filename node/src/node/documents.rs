@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use rand_core::Rng;
 use ring::{ClusterDocument, Epoch, Member, NodeId, PartitionId, StoreId};
 
 use super::{Node, Operation};
@@ -94,10 +93,11 @@ impl<S: Store> Node<S> {
         if let Some(before) = &local.document
             && is_replaced(&before.members, &document.members, local.node, store)
         {
-            local.votes.renew(local.rng.next_u64());
+            local.renew_votes();
         }
         local.digest = Some(document.digest());
         local.document = Some(document);
+        local.outgrow_recorded_voter();
         let partitions: Vec<PartitionId> = local.copies.partitions().collect();
         for partition in partitions {
             // The exchanges that make a copy whole begin under a document that records its store: before, others may

@@ -7,7 +7,6 @@ use std::{
 
 use antientropy::version::Record;
 use client::Refusal;
-use rand_core::Rng;
 use ring::{Durability, Epoch, NodeId, PartitionId};
 
 use super::{DOCUMENT_RETRY_AFTER, Node, requests::timeout};
@@ -217,7 +216,7 @@ impl<S: Store> Node<S> {
                 local.fill(partition);
             }
             // It may have forgotten how it voted: whoever votes here from now on is another.
-            local.votes.renew(local.rng.next_u64());
+            local.renew_votes();
             self.agreement.round = None;
             local.peers.greet_all_soon();
         }
