@@ -60,7 +60,7 @@ prop_compose! {
     fn status()(
         (node, store, epoch) in any::<(u32, u64, u64)>(),
         version in name(),
-        (is_recorded, is_ready) in any::<(bool, bool)>(),
+        (is_recorded, votes, is_ready) in any::<(bool, bool, bool)>(),
         (copies, copies_whole, operations) in any::<(u32, u32, u32)>(),
         (uptime_ms, unsynced_bytes, hints_pending) in any::<(u64, u64, u64)>(),
         clock_drift_ms in any::<Option<i64>>(),
@@ -72,6 +72,7 @@ prop_compose! {
             version,
             store: StoreId(store),
             is_recorded,
+            votes,
             epoch: Epoch(epoch),
             is_ready,
             copies,

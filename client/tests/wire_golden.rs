@@ -397,6 +397,7 @@ fn control_replies_are_pinned() {
         version: "0.1.0".to_owned(),
         store: StoreId(2),
         is_recorded: true,
+        votes: true,
         epoch: Epoch(3),
         is_ready: false,
         copies: 4,
@@ -425,7 +426,7 @@ fn control_replies_are_pinned() {
         ),
         (
             Ok(ControlReply::Status(Box::new(status))),
-            "00 01 01 05302e312e30 02 01 03 00 04 05 06 010d 08 09 0a 01 0b 01",
+            "00 01 01 05302e312e30 02 01 01 03 00 04 05 06 010d 08 09 0a 01 0b 01",
         ),
         (Ok(view(CopyState::Whole, Some(held))), "00 02 01 02 01 0164 01 0102 03 0104 01 0102 01"),
         (Ok(view(CopyState::None, None)), "00 02 01 00 00"),

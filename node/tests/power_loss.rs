@@ -8,93 +8,21 @@
 // Tests of running programs deal with the world.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr, clippy::unwrap_used)]
 
+mod machines;
 mod running;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use client::{Client, KeyspaceHandle, Level};
+use machines::{Dice, volume::Volume};
 use ring::NodeId;
 use running::{ByHand, Running, eventually, missing, number_from, signal};
 
 const NODES: u32 = 3;
 const WRITERS: usize = 32;
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// `EXT4_IOC_SHUTDOWN`, without flushing anything (Linux, `fs/ext4/ext4.h`), said in a language that every Debian has.
-const SHUT_DOWN: &str =
-    r#"open(F, "<", $ARGV[0]) or die $!; my $f = pack("L", 2); ioctl(F, 0x8004587D, $f) or die $!"#;
-
-/// A file system in a file, mounted where a node keeps its data.
-struct Volume {
-    image: PathBuf,
-    mounted_at: PathBuf,
-}
-
-impl Volume {
-    /// Makes a file system that holds what is in `directory` now, and mounts it there.
-    fn over(directory: &Path) -> Result<Volume, String> {
-        let image = directory.with_extension("img");
-        let volume = Volume { image, mounted_at: directory.to_path_buf() };
-        let file = fs::File::create(&volume.image).map_err(|error| error.to_string())?;
-        file.set_len(2 << 30).map_err(|error| error.to_string())?;
-        run("mkfs.ext4", &["-q", "-F", text(&volume.image)])?;
-        let kept = directory.with_extension("kept");
-        fs::rename(directory, &kept).map_err(|error| error.to_string())?;
-        fs::create_dir(directory).map_err(|error| error.to_string())?;
-        volume.mount()?;
-        run("cp", &["-a", &format!("{}/.", text(&kept)), text(directory)])?;
-        run("sync", &["-f", text(directory)])?;
-        Ok(volume)
-    }
-
-    fn mount(&self) -> Result<(), String> {
-        run("mount", &["-o", "loop", text(&self.image), text(&self.mounted_at)])
-    }
-
-    /// The power goes.
-    fn shut_down(&self) {
-        run("perl", &["-e", SHUT_DOWN, text(&self.mounted_at)]).unwrap();
-    }
-
-    /// It is back, and with it what was synced.
-    fn mount_again(&self) {
-        run("umount", &[text(&self.mounted_at)]).unwrap();
-        self.mount().unwrap();
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        drop(run("umount", &[text(&self.mounted_at)]));
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let Output { status, stderr, .. } =
-        Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(format!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&stderr).trim()))
-}
-
-/// Numbers that differ from run to run, and are printed so that a run can be told from another.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
+/// The size of a node's file system.
+const VOLUME_BYTES: u64 = 2 << 30;
 
 /// Processes on volumes. Fields are dropped in order: processes end before their file systems go.
 struct Machines {
@@ -108,7 +36,7 @@ impl Machines {
     fn new() -> Result<Machines, String> {
         let mut running = Running::processes(NODES);
         running.stop();
-        let volume = |node| Volume::over(&running.options.node_directory(node).join("data"));
+        let volume = |node| Volume::over(&running.options.node_directory(node).join("data"), VOLUME_BYTES);
         let volumes = (1..=NODES).map(volume).collect::<Result<Vec<_>, _>>()?;
         Ok(Machines { processes: (0..NODES).map(|_| None).collect(), volumes, running })
     }
@@ -175,7 +103,7 @@ async fn what_was_acknowledged_as_on_disk_survives_the_loss_of_power_everywhere(
     };
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).unwrap();
-    let mut random = Random(u64::from_be_bytes(seed));
+    let mut random = Dice(u64::from_be_bytes(seed));
     machines.start_all();
     let mut all = Vec::new();
     for cycle in 0..cycles {

@@ -428,7 +428,8 @@ fn is_nameless(request: &Request) -> bool {
 }
 
 /// The value of a write: its number, and so many bytes more.
-pub(crate) fn encode_value(write: WriteId, more: usize) -> Bytes {
+#[must_use]
+pub fn encode_value(write: WriteId, more: usize) -> Bytes {
     let mut bytes = (write.0 as u64).to_be_bytes().to_vec();
     bytes.resize(8 + more, 0x5a);
     bytes.into()
@@ -436,7 +437,7 @@ pub(crate) fn encode_value(write: WriteId, more: usize) -> Bytes {
 
 /// The write that a value names.
 #[must_use]
-pub(crate) fn decode_value(value: &[u8]) -> Option<WriteId> {
+pub fn decode_value(value: &[u8]) -> Option<WriteId> {
     let number = u64::from_be_bytes(*value.first_chunk()?);
     usize::try_from(number).ok().map(WriteId)
 }

@@ -28,3 +28,5 @@ pub mod schedule;
 mod settle;
 pub mod swarm;
 pub mod world;
+
+pub use clients::{decode_value, encode_value};

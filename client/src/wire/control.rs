@@ -139,6 +139,8 @@ pub struct NodeStatus {
     pub store: StoreId,
     /// Whether the document records this store.
     pub is_recorded: bool,
+    /// Whether the document records its memory of votes too, so that it may vote about documents.
+    pub votes: bool,
     /// Its document; 0 if it has none.
     pub epoch: Epoch,
     /// Whether it can coordinate requests.

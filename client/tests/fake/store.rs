@@ -192,6 +192,7 @@ fn status(node: NodeId, document: &ClusterDocument) -> NodeStatus {
         version: "0.1.0".to_owned(),
         store: document.members[&node].store,
         is_recorded: true,
+        votes: true,
         epoch: document.epoch,
         is_ready: true,
         copies: 64,

@@ -249,7 +249,7 @@ impl<S: Store> Node<S> {
     }
 
     /// Whether the document records this node's store and its memory of votes.
-    fn is_elector(&self) -> bool {
+    pub(super) fn is_elector(&self) -> bool {
         let voter = self.local.votes.voter();
         let store = self.local.store_id();
         let member = self.local.document.as_ref().and_then(|document| document.members.get(&self.local.node));

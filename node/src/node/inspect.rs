@@ -88,6 +88,7 @@ impl<S: Store> Node<S> {
             version: String::new(),
             store: local.store_id(),
             is_recorded: local.is_recorded(),
+            votes: self.is_elector(),
             epoch: local.epoch(),
             is_ready: self.is_ready(),
             copies: count(copies),

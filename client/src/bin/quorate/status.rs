@@ -43,6 +43,7 @@ struct MemberDocument {
     epoch: Option<u64>,
     ready: Option<bool>,
     recorded: Option<bool>,
+    votes: Option<bool>,
     /// The share of the partitions of which it is one of the first n in its datacenter.
     ownership: f64,
     copies: Option<CopiesDocument>,
@@ -135,6 +136,7 @@ fn describe(document: &ClusterDocument, statuses: &Statuses, n: u8) -> StatusDoc
             epoch: status.map(|status| status.epoch.0),
             ready: status.map(|status| status.is_ready),
             recorded: status.map(|status| status.is_recorded),
+            votes: status.map(|status| status.votes),
             ownership: ownership(document, node, n),
             copies: status.map(|status| CopiesDocument {
                 whole: status.copies_whole,
@@ -215,5 +217,11 @@ fn remark(member: &MemberDocument) -> String {
     if member.recorded == Some(false) {
         return format!("its store was replaced: quorate readmit {}", member.node);
     }
-    if member.ready == Some(false) { "not ready".to_owned() } else { String::new() }
+    if member.ready == Some(false) {
+        return "not ready".to_owned();
+    }
+    if member.votes == Some(false) {
+        return format!("does not vote about the cluster's document: quorate readmit {}", member.node);
+    }
+    String::new()
 }
