@@ -107,6 +107,24 @@ fn what_cannot_be_read_of_hints_at_the_start_is_read_later() {
     assert_eq!(scenario.finish(), []);
 }
 
+/// The nodes that could stand in keep the key themselves, since it was once written to more copies.
+#[test]
+fn those_who_keep_a_key_of_more_copies_stand_in_too() {
+    let mut scenario = without_exchanges();
+    let third = scenario.replica(CART, 2);
+    scenario.put(third, CART, WriteOptions { n: Some(5), ..strict(Level::All) });
+    let down = crash_first(&mut scenario, CART, 2);
+    let began = scenario.elapsed();
+    let put = scenario.put(third, CART, sloppy(Level::All));
+    assert_eq!(stood_in(&scenario, put), Some(2));
+    assert!(scenario.elapsed() - began < ms(100), "it took {:?}", scenario.elapsed() - began);
+    scenario.crash(third);
+    start_all(&mut scenario, &down);
+    assert!(down.iter().all(|host| scenario.holds(*host, put)), "it was handed over");
+    scenario.start(third);
+    assert_eq!(scenario.finish(), []);
+}
+
 #[test]
 fn any_is_acknowledged_though_every_replica_is_down() {
     for coordinator in [3, 4] {

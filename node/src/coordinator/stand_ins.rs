@@ -84,7 +84,7 @@ impl StandIns {
     }
 
     /// The next node that can stand in for `owner`, which is in its datacenter: this one, if it is to; otherwise the
-    /// first in preference that is up and was not sent the record.
+    /// first in preference that is up and does not stand in already.
     fn candidate<S: Store>(
         &self,
         local: &Local<S>,
@@ -98,7 +98,9 @@ impl StandIns {
             return (!is_used(local.node)).then_some(local.node);
         }
         let is_free = |node: &NodeId| {
-            *node != local.node && !spread.is_target(*node) && !is_used(*node) && local.is_up(*node)
+            // A node that keeps the key because it was once written to more copies gets the record in any case; what
+            // counts is that it is asked to leave a hint with it.
+            *node != local.node && !spread.failed(*node) && !is_used(*node) && local.is_up(*node)
         };
         let document = local.document.as_ref()?;
         spares(document, located, owner).find(is_free)
