@@ -99,6 +99,7 @@ fn run(faults: &[Fault], seconds: u64, seed: u64) -> Result<Vec<String>, String>
         faults: faults.clone(),
         dice: Dice(seed),
         noted: Noted::default(),
+        went_back: false,
     };
     let mut broken = Vec::new();
     let outcome = thread::scope(|scope| {

@@ -40,6 +40,8 @@ use volume::Volume;
 const VOLUME_BYTES: u64 = 2 << 30;
 /// How long an answer over HTTP may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a process may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a cluster may take to form.
 const FORM_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -121,6 +123,27 @@ impl Machines {
         with_clocks: bool,
         seed: u64,
     ) -> Result<Machines, String> {
+        Machines::make(program, nodes, directory, with_clocks, seed, "exchange_interval_ms = 2000\n")
+    }
+
+    /// So many machines with these limits in their configurations.
+    pub(crate) fn with_limits(
+        program: &Path,
+        nodes: u32,
+        directory: PathBuf,
+        limits: &str,
+    ) -> Result<Machines, String> {
+        Machines::make(program, nodes, directory, false, 0, limits)
+    }
+
+    fn make(
+        program: &Path,
+        nodes: u32,
+        directory: PathBuf,
+        with_clocks: bool,
+        seed: u64,
+        limits: &str,
+    ) -> Result<Machines, String> {
         let switch = Switch::new(nodes as usize + 1, seed)?;
         let options = DevOptions {
             nodes,
@@ -137,9 +160,10 @@ impl Machines {
         let clock = if with_clocks { preload::wrong_clock() } else { Err("not asked for".to_owned()) };
         let machine = |node: u32| {
             let folder = options.node_directory(node);
-            let more = "\n[[cluster.keyspaces]]\nname = \"registers\"\nconflict = \"lww\"\n\
-                        durability = \"disk\"\n\n[limits]\nexchange_interval_ms = 2000\n";
-            rewrite(&options.node_config(node), &options, more);
+            let registers =
+                "[[cluster.keyspaces]]\nname = \"registers\"\nconflict = \"lww\"\ndurability = \"disk\"";
+            let more = format!("\n{registers}\n\n[limits]\n{limits}");
+            rewrite(&options.node_config(node), &options, &more);
             let data = folder.join("data");
             let volume = Volume::at(&data, VOLUME_BYTES)?;
             fs::write(folder.join("clock"), "+0").map_err(|error| error.to_string())?;
@@ -201,7 +225,7 @@ impl Machines {
     /// Ends all nodes in good order.
     pub(crate) fn stop_all(&self) {
         for machine in &self.machines {
-            machine.lock().unwrap().signal("-TERM");
+            machine.lock().unwrap().begin_stop();
         }
         for machine in &self.machines {
             machine.lock().unwrap().wait();
@@ -284,6 +308,12 @@ impl Machine {
         }
     }
 
+    /// Tells the process to stop in good order, and nobody starts it again.
+    pub(crate) fn begin_stop(&mut self) {
+        self.is_down = true;
+        self.signal("-TERM");
+    }
+
     /// Ends the process at once, and nobody starts it again.
     pub(crate) fn kill(&mut self) {
         self.is_down = true;
@@ -291,15 +321,21 @@ impl Machine {
         self.wait();
     }
 
-    /// Waits until the process has ended, and nobody starts it again.
+    /// Waits until the process has ended.
     pub(crate) fn wait(&mut self) {
-        self.is_down = true;
-        if let Some(mut process) = self.process.take() {
-            drop(process.wait());
-            // What a killed process leaves of the library of wrong clocks.
-            for name in ["sem.faketime_sem", "faketime_shm"] {
-                drop(fs::remove_file(format!("/dev/shm/{name}_{}", process.id())));
+        let Some(mut process) = self.process.take() else { return };
+        let began = Instant::now();
+        while process.try_wait().unwrap().is_none() {
+            if began.elapsed() > STOP_TIMEOUT {
+                drop(process.kill());
+                drop(process.wait());
+                panic!("{} does not stop", self.node);
             }
+            thread::sleep(Duration::from_millis(10));
+        }
+        // What a killed process leaves of the library of wrong clocks.
+        for name in ["sem.faketime_sem", "faketime_shm"] {
+            drop(fs::remove_file(format!("/dev/shm/{name}_{}", process.id())));
         }
     }
 

@@ -155,6 +155,8 @@ pub(crate) struct Nemesis<'a> {
     pub(crate) faults: Vec<Fault>,
     pub(crate) dice: Dice,
     pub(crate) noted: Noted,
+    /// Whether the last fault put an older copy in the place of a store.
+    pub(crate) went_back: bool,
 }
 
 impl Nemesis<'_> {
@@ -170,7 +172,7 @@ impl Nemesis<'_> {
             let at = self.now();
             let which = self.strike(fault).await;
             self.settle(fault).await;
-            if matches!(fault, Fault::OldCopy | Fault::CleanCopy) {
+            if std::mem::take(&mut self.went_back) {
                 let node = self.machines.machines[which].lock().unwrap().node;
                 if self.machines.metric(node, "quorate_store_went_back_total") != Some(1.0) {
                     let failure = format!("{fault:?} at {at}: {node} did not say that its store went back");
@@ -220,8 +222,9 @@ impl Nemesis<'_> {
                 if fault == Fault::Kill {
                     machine.lock().unwrap().kill();
                 } else {
-                    machine.lock().unwrap().signal("-TERM");
-                    machine.lock().unwrap().wait();
+                    let mut machine = machine.lock().unwrap();
+                    machine.begin_stop();
+                    machine.wait();
                 }
                 self.note_damage(which, false);
                 tokio::time::sleep(lasts).await;
@@ -286,7 +289,7 @@ impl Nemesis<'_> {
                 {
                     let mut machine = machine.lock().unwrap();
                     if fault == Fault::CleanCopy {
-                        machine.signal("-TERM");
+                        machine.begin_stop();
                         machine.wait();
                     } else {
                         machine.kill();
@@ -398,6 +401,10 @@ impl Nemesis<'_> {
             _ => unreachable!("it destroys nothing"),
         }
         let node = machine.node;
+        self.went_back = before.as_ref().is_some_and(|before| {
+            let is_copy = matches!(fault, Fault::OldCopy | Fault::CleanCopy);
+            is_copy && records(node, &data, super::recorder::objects(&document)) != *before
+        });
         drop(machine);
         self.noted.damages.push(Damage { node, at, on_disk: true });
         if let Some(before) = before {

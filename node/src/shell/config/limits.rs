@@ -105,6 +105,13 @@ impl Limits {
                 (1 << 16, 8 << 20),
                 "bytes of all values of one key before a write is refused",
             ),
+            hints_per_peer_max: section.count(
+                "hints_per_peer_max",
+                defaults.hints_per_peer_max,
+                (1, 1 << 24),
+                "merges owed to one peer that are kept; a few hundred bytes each in memory. Beyond, exchanges mend it, and \
+                 sloppy writes in its place are refused",
+            ),
             exchange_interval: section.millis(
                 "exchange_interval_ms",
                 defaults.exchange_interval,
