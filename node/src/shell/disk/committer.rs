@@ -414,10 +414,12 @@ impl CommitThread<'_> {
 
     /// Writes batches up to the first that is to be refused, syncs them all, and reports.
     fn commit(&mut self, mut batches: Vec<Batch>) -> Result<(), CommitFailure> {
-        let Committer { open, free_bytes_min, .. } = &self.committer;
+        let Committer { open, free_bytes_min, writer, .. } = &self.committer;
         let known = self.room.take().filter(|(at, _)| at.elapsed() < ROOM_AGE_MAX);
         let (looked_at, mut room) =
             known.unwrap_or_else(|| (Instant::now(), Room::look(open.directory.path(), *free_bytes_min)));
+        // Asked each time: once the engine has been given a batch that it cannot write, it has to be restarted.
+        room.is_read_only |= writer.is_read_only();
         let refused = batches.iter().enumerate().find_map(|(at, batch)| {
             let refusal = fits(batch).and_then(|()| room.take(bytes_of(batch) as u64)).err()?;
             Some((at, batch.sequence, refusal))

@@ -85,6 +85,11 @@ pub(super) enum SyncError {
 }
 
 impl Writer {
+    /// Whether nothing can be written, because the file system has become read-only.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.journal.is_read_only()
+    }
+
     /// The last batch that was written.
     pub(super) fn sequence(&self) -> Sequence {
         self.sequence

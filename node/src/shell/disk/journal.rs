@@ -18,7 +18,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -186,7 +186,14 @@ impl ActiveJournal {
     pub(super) fn open(engine: &Path) -> io::Result<ActiveJournal> {
         let newest = numbered_files(engine)?.pop();
         let (number, path) = newest.ok_or(io::ErrorKind::NotFound)?;
-        Ok(ActiveJournal { engine: engine.to_owned(), number, file: File::open(path)? })
+        Ok(ActiveJournal { engine: engine.to_owned(), number, file: open_to_write(&path)? })
+    }
+
+    /// Whether the file system has become read-only. After an error of its own a file system may be so without being
+    /// mounted so (ext4, since Linux 6.12); it does not even take nothing then.
+    pub(super) fn is_read_only(&self) -> bool {
+        let nothing = (&self.file).write(&[]);
+        nothing.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
     }
 
     /// Syncs what the system has been given of the journal.
@@ -200,9 +207,13 @@ impl ActiveJournal {
             if !is_begun(&next)? {
                 return Ok(());
             }
-            (self.number, self.file) = (self.number + 1, File::open(next)?);
+            (self.number, self.file) = (self.number + 1, open_to_write(&next)?);
         }
     }
+}
+
+fn open_to_write(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).open(path)
 }
 
 /// Whether the engine may have written to a file. One without a byte is still being made, or was left behind when that
