@@ -93,9 +93,15 @@ pub(crate) fn read_under<S: Store, T>(
     let mut decoded = Vec::new();
     let end = [prefix, &[0xff; 20]].concat();
     let mut after = from.unwrap_or(Bytes::from_static(prefix));
+    let mut at_once = FACTS_AT_ONCE;
     loop {
-        let Ok(found) = store.scan(Table::Meta, Some(&after), &end, FACTS_AT_ONCE) else {
-            return (decoded, Some(after));
+        let Ok(found) = store.scan(Table::Meta, Some(&after), &end, at_once) else {
+            // What comes before the place that cannot be read is read.
+            at_once /= 2;
+            if at_once == 0 {
+                return (decoded, Some(after));
+            }
+            continue;
         };
         let Some((last, _)) = found.last() else { return (decoded, None) };
         // Copied out: it may be part of a larger block.

@@ -21,7 +21,8 @@ use bytes::{BufMut, BytesMut};
 use disk_rig::{Dice, Rig, Scratch, batch, options};
 use node::{
     shell::disk::{
-        CommitEvent, CommitFailure, DiskOptions, DiskStore, OpenError, SalvageError, SalvageReport, salvage,
+        CommitEvent, CommitFailure, Damage, DiskOptions, DiskStore, OpenError, SalvageError, SalvageReport,
+        salvage,
     },
     storage::{Change, ObjectKey, Sequence, Store, Table, read_record},
 };
@@ -298,6 +299,12 @@ fn an_engine_that_comes_across_damage_fails_and_can_be_salvaged() {
     };
     assert!(matches!(failure, CommitFailure::Poisoned), "{failure}");
     rig.close();
+    // The next start would come across it again, and so on for ever: it looks first.
+    for _ in 0..2 {
+        let opened = DiskStore::open(&dir, &small()).map(drop);
+        let found = matches!(&opened, Err(OpenError::Damaged { what: Damage::Tables { blocks: 1, .. }, .. }));
+        assert!(found, "{opened:?}");
+    }
     let report = salvage(&dir, &small()).unwrap();
     let held = check(&dir, old, &report);
     // Whatever was in the bad block, most of it has been written again since.

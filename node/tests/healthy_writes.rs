@@ -145,7 +145,7 @@ fn healthy_writes_do_not_feel_a_replica_that_is_not() {
     LocalSet::new().block_on(&runtime, async {
         let client = machines.client().await;
         let keyspace = client.default_keyspace().unwrap();
-        let third = |change: &dyn Fn(&mut Machine)| change(&mut machines.machines[2].lock().unwrap());
+        let third = |change: &dyn Fn(&mut Machine)| change(&mut machines.machines[2].lock());
         let noticed = Duration::from_secs(3);
         drop(measure("(warming up)", &keyspace, time / 2).await);
         let before = measure("all are well", &keyspace, time).await;

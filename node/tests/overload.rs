@@ -53,7 +53,7 @@ fn what_is_too_much_is_refused_at_once() {
             assert!(began.elapsed() < Duration::from_secs(30), "the client does not settle on the one it reaches");
         }
         for machine in &machines.machines {
-            machine.lock().unwrap().set_syncs(Some("1000"));
+            machine.lock().set_syncs(Some("1000"));
         }
         let put = |number: usize| {
             let put = keyspace.put(format!("key-{number}"), "value").timeout(Duration::from_secs(10)).attempts(1);
@@ -88,7 +88,7 @@ fn what_is_too_much_is_refused_at_once() {
         assert!(quantile(&refused, 990) < Duration::from_millis(500));
         // It is over as soon as there is room.
         for machine in &machines.machines {
-            machine.lock().unwrap().set_syncs(None);
+            machine.lock().set_syncs(None);
         }
         let after = keyspace.put("after", "value").timeout(Duration::from_secs(5)).attempts(1).send().await;
         after.unwrap();

@@ -69,7 +69,7 @@ fn a_disk_that_takes_no_writes_costs_its_node_the_writes_and_nothing_else() {
     runtime.block_on(async {
         let client = machines.client().await;
         let keyspace = client.default_keyspace().unwrap();
-        let machine = || machines.machines[SICK.0 as usize - 1].lock().unwrap();
+        let machine = || machines.machines[SICK.0 as usize - 1].lock();
         let refused = || machines.metric(SICK, "quorate_storage_batches_refused_total").unwrap_or(0.0);
         for Sickness { name, strike, heal } in SICKNESSES {
             for number in 0..KEYS {

@@ -81,7 +81,11 @@ impl Votes {
         match (voter, cast) {
             (Some(voter), Some(cast)) => self.memory = Memory::Read { voter, cast },
             // Bytes that are not what was written: whatever they said is forgotten.
-            (None, _) | (_, None) => self.renew(rng.next_u64(), None),
+            (Some(voter), None) => {
+                self.memory = Memory::Read { voter, cast: None };
+                self.renew(rng.next_u64(), None);
+            }
+            (None, _) => self.renew(rng.next_u64(), None),
         }
     }
 

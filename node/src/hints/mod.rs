@@ -229,6 +229,12 @@ impl Hints {
                         }
                         started.push(hint);
                     }
+                    // A copy that fills may get it back.
+                    Ok(None) if owed.is_counted && !is_whole(local, &object) => {
+                        queue.wait(object, owed);
+                        queue.wait_until = now + REPLAY_TIMEOUT;
+                        break;
+                    }
                     Ok(None) => {
                         local.counters.hints_dropped += 1;
                         gone.push((target, object));
@@ -309,9 +315,16 @@ impl Hints {
         owed: Owed,
         object: &ObjectKey,
     ) -> bool {
-        // It may take the place of one that is data and not read yet.
-        let owed = Owed { is_counted: owed.is_counted || self.unread.is_some(), ..owed };
         let queue = self.queues.entry(target).or_default();
+        // It may take the place of one that is data and not read yet, and is not known to be dispensable.
+        let owed = match self.unread {
+            Some(_) if !owed.is_counted && queue.counted() >= local.settings.hints_per_peer_max => {
+                local.counters.hints_dropped += 1;
+                return false;
+            }
+            Some(_) => Owed { is_counted: true, ..owed },
+            None => owed,
+        };
         let known = queue.waiting.get(object).map(|(_, owed)| *owed);
         if known.is_some_and(|known| known.is_counted || !owed.is_counted) {
             return false;
@@ -344,6 +357,12 @@ impl Hints {
         local.replica.change_meta(stored::key(target, &object), value);
         self.unsynced.push_back((local.replica.turn_sequence(), target, object));
     }
+}
+
+/// Whether this node's copy of what holds an object is whole.
+fn is_whole<S: Store>(local: &Local<S>, object: &ObjectKey) -> bool {
+    let partition = local.document.as_ref().map(|document| object.partition(document.partitions));
+    partition.is_some_and(|partition| local.copies.is_whole(partition))
 }
 
 /// Whether hints can be sent to a target: it is up, and with the store that the document records, as far as it has said.

@@ -23,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output},
     sync::{
-        Mutex,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -94,9 +94,18 @@ pub(crate) struct Machine {
     is_down: bool,
 }
 
+/// A machine that several threads deal with. Whoever panics meanwhile is heard of, and the others go on.
+pub(crate) struct Shared(Mutex<Machine>);
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// All machines. Fields are dropped in order: processes end before their file systems go, and the network last.
 pub(crate) struct Machines {
-    pub(crate) machines: Vec<Mutex<Machine>>,
+    pub(crate) machines: Vec<Shared>,
     pub(crate) switch: Switch,
     pub(crate) options: DevOptions,
     pub(crate) can_fail_syncs: Result<(), String>,
@@ -180,7 +189,15 @@ impl Machines {
             let network = switch.namespaces[node as usize].path();
             let (process, is_down) = (None, true);
             let (node, directory) = (NodeId(node), folder);
-            Ok(Mutex::new(Machine { node, directory, network, environment, volume, process, is_down }))
+            Ok(Shared(Mutex::new(Machine {
+                node,
+                directory,
+                network,
+                environment,
+                volume,
+                process,
+                is_down,
+            })))
         };
         let machines = (1..=nodes).map(machine).collect::<Result<Vec<_>, String>>()?;
         let [can_fail_syncs, can_set_clocks] = [shim, clock].map(|library| library.map(|_| ()));
@@ -195,7 +212,7 @@ impl Machines {
     /// Starts every machine that is down.
     pub(crate) fn start_all(&self) {
         for machine in &self.machines {
-            machine.lock().unwrap().start();
+            machine.lock().start();
         }
     }
 
@@ -216,7 +233,7 @@ impl Machines {
     pub(crate) fn supervise(&self, is_over: &AtomicBool) {
         while !is_over.load(Ordering::Relaxed) {
             for machine in &self.machines {
-                machine.lock().unwrap().revive();
+                machine.lock().revive();
             }
             thread::sleep(Duration::from_millis(300));
         }
@@ -225,10 +242,10 @@ impl Machines {
     /// Ends all nodes in good order.
     pub(crate) fn stop_all(&self) {
         for machine in &self.machines {
-            machine.lock().unwrap().begin_stop();
+            machine.lock().begin_stop();
         }
         for machine in &self.machines {
-            machine.lock().unwrap().wait();
+            machine.lock().wait();
         }
     }
 
@@ -245,8 +262,8 @@ impl Machines {
 
     /// What the nodes said last.
     pub(crate) fn logs(&self, lines: usize) -> String {
-        let log = |machine: &Mutex<Machine>| {
-            let machine = machine.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let log = |machine: &Shared| {
+            let machine = machine.lock();
             let log = fs::read_to_string(machine.directory.join("log")).unwrap_or_default();
             let all: Vec<&str> = log.lines().collect();
             format!("--- {}\n{}\n", machine.node, all[all.len().saturating_sub(lines)..].join("\n"))

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use antientropy::version::Record;
 use client::Client;
 use quorate_tests::{
     history::{Damage, History, KeyId, Regression},
@@ -115,12 +116,14 @@ impl Fault {
 #[derive(Default)]
 pub(crate) struct Noted {
     damages: Vec<Damage>,
-    regressions: Vec<(NodeId, Moment, Moment, Vec<Option<antientropy::version::Record>>)>,
+    regressions: Vec<(NodeId, Moment, Moment, Vec<Option<Record>>)>,
     clocks_were_wrong: bool,
     /// How often each fault struck.
     pub(crate) struck: BTreeMap<Fault, u32>,
     /// The longest that the cluster took to be whole again, and after what.
     pub(crate) slowest: Option<(Duration, Fault)>,
+    /// How many bits flipped in tables of records or of what nodes know of themselves.
+    pub(crate) records_struck: u32,
     /// What did not become whole again.
     pub(crate) failures: Vec<String>,
 }
@@ -155,8 +158,8 @@ pub(crate) struct Nemesis<'a> {
     pub(crate) faults: Vec<Fault>,
     pub(crate) dice: Dice,
     pub(crate) noted: Noted,
-    /// Whether the last fault put an older copy in the place of a store.
-    pub(crate) went_back: bool,
+    /// A node whose store was put back in time by the last fault, and that has not said so yet.
+    pub(crate) went_back: Option<NodeId>,
 }
 
 impl Nemesis<'_> {
@@ -170,11 +173,12 @@ impl Nemesis<'_> {
             let fault = self.faults[self.dice.index(self.faults.len())];
             let struck = Instant::now();
             let at = self.now();
-            let which = self.strike(fault).await;
+            self.strike(fault).await;
             self.settle(fault).await;
-            if std::mem::take(&mut self.went_back) {
-                let node = self.machines.machines[which].lock().unwrap().node;
-                if self.machines.metric(node, "quorate_store_went_back_total") != Some(1.0) {
+            if let Some(node) = self.went_back.take() {
+                self.noted.regressions.last_mut().unwrap().2 = self.now();
+                // What is torn off the end of a journal may be what nobody has heard of.
+                if matches!(fault, Fault::OldCopy | Fault::CleanCopy) {
                     let failure = format!("{fault:?} at {at}: {node} did not say that its store went back");
                     self.noted.failures.push(failure);
                 }
@@ -183,13 +187,6 @@ impl Nemesis<'_> {
             let took = struck.elapsed();
             if self.noted.slowest.is_none_or(|(slowest, _)| took > slowest) {
                 self.noted.slowest = Some((took, fault));
-            }
-            // What a store forgot was noticed by now.
-            let noticed = self.now();
-            for (_, since, until, _) in &mut self.noted.regressions {
-                if *since >= at {
-                    *until = noticed;
-                }
             }
             let pause = self.dice.time(Duration::from_millis(200), Duration::from_millis(1000));
             tokio::time::sleep(pause).await;
@@ -208,32 +205,31 @@ impl Nemesis<'_> {
 
     /// A machine's process is gone, and with it what was not synced.
     fn note_damage(&mut self, machine: usize, on_disk: bool) {
-        let node = self.machines.machines[machine].lock().unwrap().node;
+        let node = self.machines.machines[machine].lock().node;
         let at = self.now();
         self.noted.damages.push(Damage { node, at, on_disk });
     }
 
-    /// Strikes a machine, which it names.
-    async fn strike(&mut self, fault: Fault) -> usize {
+    async fn strike(&mut self, fault: Fault) {
         let (which, lasts) = (self.draw(), self.draw_time());
         let machine = &self.machines.machines[which];
         match fault {
             Fault::Kill | Fault::Terminate => {
                 if fault == Fault::Kill {
-                    machine.lock().unwrap().kill();
+                    machine.lock().kill();
                 } else {
-                    let mut machine = machine.lock().unwrap();
+                    let mut machine = machine.lock();
                     machine.begin_stop();
                     machine.wait();
                 }
                 self.note_damage(which, false);
                 tokio::time::sleep(lasts).await;
-                machine.lock().unwrap().start();
+                machine.lock().start();
             }
             Fault::Pause => {
-                machine.lock().unwrap().signal("-STOP");
+                machine.lock().signal("-STOP");
                 tokio::time::sleep(lasts).await;
-                machine.lock().unwrap().signal("-CONT");
+                machine.lock().signal("-CONT");
             }
             Fault::Partition | Fault::Loss => {
                 let weather = if fault == Fault::Loss { self.storm() } else { self.cuts() };
@@ -245,34 +241,34 @@ impl Nemesis<'_> {
                 self.noted.clocks_were_wrong = true;
                 let to = ["+3600", "-3600", "+86400", "-7200", "+1", "-1", "2026-06-01 00:00:00"];
                 let to = to[self.dice.index(to.len())];
-                machine.lock().unwrap().set_clock(to);
+                machine.lock().set_clock(to);
                 tokio::time::sleep(lasts).await;
-                machine.lock().unwrap().set_clock("+0");
+                machine.lock().set_clock("+0");
             }
             Fault::Power => self.cut_power(which, lasts).await,
             Fault::Lie => {
                 for machine in &self.machines.machines {
-                    machine.lock().unwrap().set_syncs(Some("lie"));
+                    machine.lock().set_syncs(Some("lie"));
                 }
                 tokio::time::sleep(lasts).await;
                 self.cut_power_of((0..self.machines.machines.len()).collect(), lasts).await;
             }
             Fault::FailedSync | Fault::SlowSync => {
                 let order = if fault == Fault::FailedSync { "fail" } else { "200" };
-                machine.lock().unwrap().set_syncs(Some(order));
+                machine.lock().set_syncs(Some(order));
                 tokio::time::sleep(lasts).await;
-                machine.lock().unwrap().set_syncs(None);
+                machine.lock().set_syncs(None);
                 self.note_damage(which, false);
             }
             Fault::Full => {
-                machine.lock().unwrap().volume.fill(100 << 20);
+                machine.lock().volume.fill(100 << 20);
                 tokio::time::sleep(lasts).await;
-                machine.lock().unwrap().volume.make_room();
+                machine.lock().volume.make_room();
             }
             Fault::ReadOnly => {
-                machine.lock().unwrap().volume.make_read_only().unwrap();
+                machine.lock().volume.make_read_only().unwrap();
                 tokio::time::sleep(lasts).await;
-                let mut machine = machine.lock().unwrap();
+                let mut machine = machine.lock();
                 machine.kill();
                 machine.volume.repair();
                 machine.start();
@@ -280,14 +276,14 @@ impl Nemesis<'_> {
                 self.note_damage(which, false);
             }
             Fault::TableBit | Fault::JournalBit | Fault::Torn | Fault::Wipe => {
-                machine.lock().unwrap().kill();
+                machine.lock().kill();
                 self.destroy(fault, which);
-                machine.lock().unwrap().start();
+                machine.lock().start();
             }
             Fault::OldCopy | Fault::CleanCopy => {
                 let copy = self.machines.options.directory.join("copy");
                 {
-                    let mut machine = machine.lock().unwrap();
+                    let mut machine = machine.lock();
                     if fault == Fault::CleanCopy {
                         machine.begin_stop();
                         machine.wait();
@@ -299,13 +295,12 @@ impl Nemesis<'_> {
                 }
                 self.note_damage(which, false);
                 tokio::time::sleep(Duration::from_secs(2) + lasts).await;
-                machine.lock().unwrap().kill();
+                machine.lock().kill();
                 self.destroy(fault, which);
-                machine.lock().unwrap().start();
+                machine.lock().start();
                 fs::remove_dir_all(&copy).unwrap();
             }
         }
-        which
     }
 
     /// Some ways are cut.
@@ -361,18 +356,18 @@ impl Nemesis<'_> {
 
     async fn cut_power_of(&mut self, which: Vec<usize>, lasts: Duration) {
         for index in &which {
-            self.machines.machines[*index].lock().unwrap().signal("-STOP");
+            self.machines.machines[*index].lock().signal("-STOP");
         }
         for index in &which {
-            self.machines.machines[*index].lock().unwrap().volume.shut_down();
+            self.machines.machines[*index].lock().volume.shut_down();
         }
         for index in &which {
-            self.machines.machines[*index].lock().unwrap().kill();
+            self.machines.machines[*index].lock().kill();
             self.note_damage(*index, false);
         }
         tokio::time::sleep(lasts / 2).await;
         for index in &which {
-            let mut machine = self.machines.machines[*index].lock().unwrap();
+            let mut machine = self.machines.machines[*index].lock();
             machine.volume.mount_again();
             machine.start();
         }
@@ -382,12 +377,22 @@ impl Nemesis<'_> {
     fn destroy(&mut self, fault: Fault, which: usize) {
         let at = self.now();
         let document = self.client.document();
-        let machine = self.machines.machines[which].lock().unwrap();
+        let machine = self.machines.machines[which].lock();
         let data = machine.data();
-        let before =
-            fault.goes_back().then(|| records(machine.node, &data, super::recorder::objects(&document)));
+        let objects = super::recorder::objects(&document);
+        let held = || records(machine.node, &data, &objects);
+        let before = if fault.goes_back() { held() } else { None };
         match fault {
-            Fault::TableBit => flip(&mut self.dice, &files(&data, "tables")),
+            Fault::TableBit => {
+                let mut tables = files(&data, "tables");
+                // Of the engine's own there are always some; the others take a while to come.
+                let is_ours = |path: &PathBuf| !path.to_string_lossy().contains("/keyspaces/0/");
+                if tables.iter().any(is_ours) {
+                    tables.retain(is_ours);
+                    self.noted.records_struck += 1;
+                }
+                flip(&mut self.dice, &tables);
+            }
             Fault::JournalBit => flip(&mut self.dice, &files(&data, "jnl")),
             Fault::Torn => {
                 if let Some(path) = files(&data, "jnl").last() {
@@ -401,48 +406,86 @@ impl Nemesis<'_> {
             _ => unreachable!("it destroys nothing"),
         }
         let node = machine.node;
-        self.went_back = before.as_ref().is_some_and(|before| {
-            let is_copy = matches!(fault, Fault::OldCopy | Fault::CleanCopy);
-            is_copy && records(node, &data, super::recorder::objects(&document)) != *before
-        });
+        // One that is not opened any more, as it is, becomes another store, which nobody believes.
+        let after = if fault.goes_back() { held() } else { None };
         drop(machine);
         self.noted.damages.push(Damage { node, at, on_disk: true });
-        if let Some(before) = before {
-            self.noted.regressions.push((node, at, Moment::NEVER, before));
+        if let (Some((store, before)), Some((same, after))) = (before, after)
+            && store == same
+        {
+            let is_lost = |before: &Record, after: &Option<Record>| {
+                !after.as_ref().is_some_and(|after| after.dominates(before))
+            };
+            let lost: Vec<Option<Record>> = before
+                .into_iter()
+                .zip(after)
+                .map(|(before, after)| before.filter(|before| is_lost(before, &after)))
+                .collect();
+            if lost.iter().any(Option::is_some) {
+                self.went_back = Some(node);
+                self.noted.regressions.push((node, at, Moment::NEVER, lost));
+            }
         }
     }
 
     /// Waits until all nodes are up, recorded, whole and voters again; readmits those that are not recorded.
     async fn settle(&mut self, fault: Fault) {
         let began = Instant::now();
-        let mut why = Some(String::new());
-        while let Some(lacking) = self.what_lacks().await {
+        loop {
+            self.hear_of_loss();
+            let Some(lacking) = self.what_lacks().await else { break };
             if began.elapsed() > RECOVER_TIMEOUT {
                 self.noted.failures.push(format!("{fault:?} at {}: {lacking}", self.now()));
-                return;
+                break;
             }
-            why = Some(lacking);
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        drop(why);
+        // It may have been too busy to say so.
+        for _ in 0..20 {
+            if self.went_back.is_some() {
+                self.hear_of_loss();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+
+    /// Looks whether a node has noticed that its store went back: from then on it is not believed.
+    fn hear_of_loss(&mut self) {
+        let Some(node) = self.went_back else { return };
+        if self.machines.metric(node, "quorate_store_went_back_total") == Some(1.0) {
+            self.went_back = None;
+            let noticed = self.now();
+            self.noted.regressions.last_mut().unwrap().2 = noticed;
+        }
     }
 
     async fn what_lacks(&self) -> Option<String> {
+        let mut statuses = Vec::new();
         for machine in &self.machines.machines {
-            let node = machine.lock().unwrap().node;
-            let status = match self.client.status(node, TIMEOUT).await {
-                Ok(status) => status,
+            let node = machine.lock().node;
+            match self.client.status(node, TIMEOUT).await {
+                Ok(status) => statuses.push(status),
                 Err(error) => return Some(format!("{node} does not answer: {error}")),
-            };
+            }
+        }
+        // First, for nothing is brought to a store that is not recorded.
+        for status in &statuses {
+            let node = status.node;
             if !status.is_recorded || !status.votes {
                 let readmitted = self.client.readmit(node, Duration::from_secs(10)).await;
                 return Some(format!("{node} is not recorded as it is: {readmitted:?}"));
             }
+        }
+        for status in &statuses {
+            let node = status.node;
             if !status.is_ready {
                 return Some(format!("{node} is not ready"));
             }
             if status.copies != status.copies_whole {
                 return Some(format!("{node} has {} of {} copies whole", status.copies_whole, status.copies));
+            }
+            if status.hints_pending > 0 {
+                return Some(format!("{node} owes {} hints", status.hints_pending));
             }
             if let Some(peer) = status.peers.iter().find(|peer| !peer.is_up) {
                 return Some(format!("{node} takes {} for down", peer.node));
@@ -481,9 +524,6 @@ fn files(directory: &Path, what: &str) -> Vec<PathBuf> {
 
 /// Flips a bit of what was written to one of some files.
 fn flip(dice: &mut Dice, paths: &[PathBuf]) {
-    if paths.is_empty() {
-        return;
-    }
     let path = &paths[dice.index(paths.len())];
     let mut bytes = fs::read(path).unwrap();
     // Files may be long and empty at the end.

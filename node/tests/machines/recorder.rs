@@ -12,13 +12,14 @@ use std::{
 };
 
 use antientropy::version::Record;
+use bytes::Bytes;
 use client::{Client, Context, Found, KeyspaceHandle, Level, ReadFailure, ReadRepair, WriteFailure, Written};
 use node::{
     shell::disk::{DiskOptions, DiskStore},
-    storage::{ObjectKey, read_record},
+    storage::{ObjectKey, Store, read_document, read_record},
 };
 use quorate_tests::{
-    checkers::{Violation, check},
+    checkers::{Checker, Violation, check},
     decode_value, encode_value,
     history::{
         Acknowledgement, Attempt, ContextId, Ending, History, Key, KeyId, Outcome, Read, SeenContext, Write,
@@ -26,7 +27,7 @@ use quorate_tests::{
     },
     schedule::Moment,
 };
-use ring::{ClusterDocument, Durability, NodeId};
+use ring::{ClusterDocument, Durability, NodeId, StoreId};
 
 use super::{Dice, Machines};
 
@@ -34,6 +35,11 @@ use super::{Dice, Machines};
 const KEY: KeyId = KeyId(0);
 /// Keys in each keyspace.
 const KEYS: usize = 60;
+/// Of so many keys one is deleted now and then, and of so many one by deletes without a context too.
+const DELETED_ONE_IN: usize = 4;
+const BLINDLY_DELETED_ONE_IN: usize = 12;
+/// Values have so many bytes, at most.
+const VALUE_BYTES_MAX: usize = 48 << 10;
 /// How long a request may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait between two requests, at most.
@@ -52,6 +58,8 @@ pub(crate) struct Habits {
 pub(crate) struct Recorder {
     began: Instant,
     logs: Vec<RefCell<History>>,
+    /// The bytes of every value that was ever sent, by key and write.
+    values: Vec<RefCell<BTreeMap<WriteId, Bytes>>>,
     names: Vec<(KeyspaceHandle, String)>,
     pub(crate) is_over: Cell<bool>,
     pub(crate) answered: Cell<u64>,
@@ -80,7 +88,8 @@ impl Recorder {
             }
         }
         let (answered, failed) = (Cell::new(0), Cell::new(0));
-        Recorder { began, logs, names, is_over: Cell::new(false), answered, failed }
+        let values = logs.iter().map(|_| RefCell::default()).collect();
+        Recorder { began, logs, values, names, is_over: Cell::new(false), answered, failed }
     }
 
     fn now(&self) -> Moment {
@@ -140,11 +149,11 @@ impl Recorder {
         self.count(got.is_ok());
         let Ok(got) = got else { return };
         let mut log = self.logs[key].borrow_mut();
-        let values = got.values.iter().map(|value| (decode_value(&value.bytes), value.version));
-        let is_written =
-            |write: &WriteId| log.writes.get(write.0).is_some_and(|write| write.kind == WriteKind::Put);
-        let (known, unknown): (Vec<_>, Vec<_>) =
-            values.partition(|(write, _)| write.as_ref().is_some_and(is_written));
+        let sent = self.values[key].borrow();
+        // What is not, to the last byte, what was written under this key was never written.
+        let written = |bytes: &Bytes| decode_value(bytes).filter(|write| sent.get(write) == Some(bytes));
+        let values = got.values.iter().map(|value| (written(&value.bytes), value.version));
+        let (known, unknown): (Vec<_>, Vec<_>) = values.partition(|(write, _)| write.is_some());
         let values: Vec<_> = known.into_iter().map(|(write, version)| (write.unwrap(), version)).collect();
         let shown = values.iter().map(|(write, _)| *write).collect();
         let found =
@@ -169,11 +178,17 @@ impl Recorder {
             2 => Level::All,
             _ => Level::Quorum,
         };
-        let kind = if dice.below(6) == 0 { WriteKind::Delete } else { WriteKind::Put };
+        // A delete whose end nobody knows excuses much, and one that carries no context excuses everything: only some keys
+        // are ever deleted, and fewer blindly.
+        let is_deleted = key % DELETED_ONE_IN == 0 && dice.below(4) == 0;
+        let kind = if is_deleted { WriteKind::Delete } else { WriteKind::Put };
         let is_sloppy = dice.below(4) == 0;
-        let retries = dice.below(3) == 0;
+        let retries = kind == WriteKind::Put && dice.below(3) == 0;
         // Values that were not seen pile up, so most are replaced.
         let carried = if dice.below(10) < 7 { memory.take() } else { None };
+        if is_deleted && carried.is_none() && key % BLINDLY_DELETED_ONE_IN != 0 {
+            return;
+        }
         let (context, context_id) = carried.map_or((None, None), |(context, id)| (Some(context), Some(id)));
         let write = Write {
             session,
@@ -211,7 +226,14 @@ impl Recorder {
             }};
         }
         let written: Result<Written, WriteFailure> = match kind {
-            WriteKind::Put => send!(handle.put(name.clone(), encode_value(id, dice.index(200)))),
+            WriteKind::Put => {
+                // Of different sizes, so that tables are written and merged too; and each of its own key.
+                let more = if dice.below(4) == 0 { dice.index(VALUE_BYTES_MAX) } else { dice.index(200) };
+                let value = [&encode_value(id, more)[..], name.as_bytes()].concat();
+                let value = Bytes::from(value);
+                self.values[key].borrow_mut().insert(id, value.clone());
+                send!(handle.put(name.clone(), value))
+            }
             WriteKind::Delete => send!(handle.delete(name.clone())),
         };
         self.count(written.is_ok());
@@ -290,10 +312,19 @@ impl Recorder {
         noted: &super::nemesis::Noted,
     ) -> Vec<Violation> {
         let mut histories: Vec<History> = self.logs.into_iter().map(RefCell::into_inner).collect();
+        let (mut unreadable, mut documents) = (Vec::new(), Vec::new());
         for machine in &machines.machines {
-            let machine = machine.lock().unwrap();
-            let objects = histories.iter().map(|history| history.key(KEY).object.clone());
-            let records = records(machine.node, &machine.data(), objects.collect());
+            let machine = machine.lock();
+            let objects: Vec<ObjectKey> =
+                histories.iter().map(|history| history.key(KEY).object.clone()).collect();
+            let Some((_, records)) = records(machine.node, &machine.data(), &objects) else {
+                unreadable.push(Violation {
+                    checker: Checker::Convergence,
+                    what: format!("{} cannot be read at the end", machine.node),
+                });
+                continue;
+            };
+            documents.extend(document(machine.node, &machine.data()));
             for (history, record) in histories.iter_mut().zip(records) {
                 if history.finals.is_empty() {
                     history.finals.push(BTreeMap::new());
@@ -312,7 +343,14 @@ impl Recorder {
             };
             check(&history).into_iter().map(named).collect::<Vec<_>>()
         };
-        histories.into_iter().flat_map(judge).collect()
+        if documents.iter().any(|document| *document != documents[0])
+            || documents.len() != machines.machines.len()
+        {
+            let epochs: Vec<_> = documents.iter().map(|document| document.epoch).collect();
+            let what = format!("the nodes end with other documents than each other, of {epochs:?}");
+            unreadable.push(Violation { checker: Checker::Documents, what });
+        }
+        unreadable.into_iter().chain(histories.into_iter().flat_map(judge)).collect()
     }
 }
 
@@ -322,14 +360,26 @@ fn keepers(history: &History) -> Vec<NodeId> {
 }
 
 fn remember(log: &mut History, context: Context, shown: Vec<WriteId>) -> Remembered {
-    log.contexts.push(SeenContext { key: KEY, bytes: bytes::Bytes::new(), shown });
+    log.contexts.push(SeenContext { key: KEY, bytes: Bytes::new(), shown });
     (context, ContextId(log.contexts.len() - 1))
 }
 
-/// What a store that nobody has open holds of some objects.
-pub(crate) fn records(node: NodeId, data: &std::path::Path, objects: Vec<ObjectKey>) -> Vec<Option<Record>> {
-    let opened = DiskStore::open(data, &DiskOptions::new(node)).unwrap();
-    objects.iter().map(|object| read_record(&opened.store, object).unwrap()).collect()
+/// What a store that nobody has open holds of some objects, and which store it is. None if it cannot be opened, or not
+/// read, as it is.
+pub(crate) fn records(
+    node: NodeId,
+    data: &std::path::Path,
+    objects: &[ObjectKey],
+) -> Option<(StoreId, Vec<Option<Record>>)> {
+    let opened = DiskStore::open(data, &DiskOptions::new(node)).ok()?;
+    assert!(!opened.is_new, "there was no store in {}", data.display());
+    let read = |object: &ObjectKey| read_record(&opened.store, object).ok();
+    Some((opened.store.id(), objects.iter().map(read).collect::<Option<_>>()?))
+}
+
+/// The cluster document that a store holds.
+fn document(node: NodeId, data: &std::path::Path) -> Option<ClusterDocument> {
+    read_document(&DiskStore::open(data, &DiskOptions::new(node)).ok()?.store)
 }
 
 /// The names of all keys of a run.

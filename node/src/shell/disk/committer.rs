@@ -217,7 +217,10 @@ impl Committer {
                 ahead,
             };
             let ended = catch_unwind(AssertUnwindSafe(|| thread.run()));
-            // The store may be opened again as soon as the thread has been waited for.
+            // Before it is opened again, which may be as soon as the thread has been waited for.
+            if let Ok(Err(CommitFailure::Poisoned)) = ended {
+                thread.committer.open.suspect();
+            }
             drop(thread);
             shared.end();
             if let Err(failure) = ended.unwrap_or(Err(CommitFailure::Panicked)) {

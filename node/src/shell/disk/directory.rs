@@ -7,6 +7,7 @@
 //! creating      there is no store yet, and whatever else is here may be thrown away
 //! salvaging/    a store that salvage is building; complete when it has an identity
 //! damaged-*/    what salvage put aside; never touched again
+//! suspect       names a store on which the engine has given up: its tables are read before it is opened
 //! ```
 //!
 //! The identity is text, for whoever looks at it:
@@ -49,6 +50,7 @@ const CREATING: &str = "creating";
 const SALVAGING: &str = "salvaging";
 const DAMAGED: &str = "damaged-";
 const REPORT: &str = "report";
+const SUSPECT: &str = "suspect";
 
 /// Whose store it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +212,23 @@ impl Directory {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(cannot("remove", &creating, error)),
         }
+    }
+
+    /// Whether the engine has given up on this store, and nobody has looked why.
+    pub(super) fn is_suspect(&self, store: StoreId) -> bool {
+        // What cannot be read says nothing: the store is opened, and the engine gives up again if it has to.
+        fs::read_to_string(self.path.join(SUSPECT)).is_ok_and(|text| text.trim_end() == store.to_string())
+    }
+
+    /// The engine has given up on the store: the next start has to look.
+    pub(super) fn suspect(&self, store: StoreId) -> io::Result<()> {
+        replace(&self.path.join(SUSPECT), format!("{store}\n").as_bytes())
+    }
+
+    /// The store was looked at, and is as it was written.
+    pub(super) fn acquit(&self) -> Result<(), OpenError> {
+        let path = self.path.join(SUSPECT);
+        fs::remove_file(&path).map_err(|error| cannot("remove", &path, error))
     }
 
     /// Throws away a store that an earlier salvage did not complete, and makes room for another. Returns where its

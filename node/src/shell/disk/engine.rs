@@ -260,6 +260,20 @@ impl Engine {
         self.seal_full().map_err(SyncError::Engine)
     }
 
+    /// Reads everything, as a compaction does.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be read.
+    pub(super) fn check_all(&self, store: &Path, path: &Path) -> Result<(), OpenError> {
+        for keyspace in [&self.records, &self.meta] {
+            for entry in keyspace.iter() {
+                entry.into_inner().map_err(|error| engine_error(store, path, error))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether tables are written and merged so much more slowly than changes come that the engine is about to hold
     /// writes up: it does at four sealed memtables, and slows down at twenty runs.
     pub(super) fn is_behind(&self) -> bool {

@@ -141,6 +141,14 @@ pub enum Damage {
         /// What it said.
         source: fjall::Error,
     },
+    /// Tables do not read as they were written.
+    #[error("{blocks} blocks of the tables in {path} cannot be read")]
+    Tables {
+        /// The engine's directory.
+        path: PathBuf,
+        /// How many.
+        blocks: u64,
+    },
     /// The engine gave up on its files in a way that only damage can bring about.
     #[error("the engine gave up on {path}")]
     EnginePanicked {

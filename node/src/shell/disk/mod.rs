@@ -53,10 +53,12 @@ pub use committer::{CommitEvent, CommitFailure, CommitRefusal, Committer, Commit
 pub use counted::CommitterCounters;
 pub(crate) use directory::is_open;
 use directory::{Directory, IdentityFile};
-use engine::Engine;
+use engine::{Engine, META, RECORDS};
 pub use error::{Damage, OpenError};
 use link::LINK_KEY;
+use listing::{cannot, tables_to_salvage};
 pub use salvage::{SalvageError, SalvageReport, salvage};
+use tables::TableReader;
 
 use crate::storage::{ReadError, Sequence, Store, Table};
 
@@ -106,6 +108,15 @@ struct Open {
     id: StoreId,
     recovered: Sequence,
     directory: Directory,
+}
+
+impl Open {
+    /// The engine has given up: the next start looks why.
+    fn suspect(&self) {
+        if let Err(error) = self.directory.suspect(self.id) {
+            warn!(%error, dir = %self.directory.path().display(), "it cannot be noted that the store may be damaged");
+        }
+    }
 }
 
 impl DiskOptions {
@@ -160,7 +171,16 @@ impl DiskStore {
             let (found, expected) = (identity.node, options.node);
             return Err(OpenError::OtherNode { path: dir.to_owned(), found, expected });
         }
+        let is_suspect = directory.is_suspect(identity.store);
+        if is_suspect {
+            check_tables(&directory)?;
+        }
         let (engine, writer) = Engine::open(dir, &directory.engine(), options)?;
+        if is_suspect {
+            engine.check_all(dir, &directory.engine())?;
+            directory.acquit()?;
+            info!(dir = %dir.display(), "all of it can be read: the engine gave up because it could not write a table");
+        }
         let recovered = writer.sequence();
         info!(store = %identity.store, sequence = recovered.0, is_new, dir = %dir.display(), "store opened");
         let open = Arc::new(Open { engine, id: identity.store, recovered, directory });
@@ -213,6 +233,26 @@ impl Store for DiskStore {
         let bounds = (Bound::Excluded(after), Bound::Excluded(end));
         self.open.engine.scan(table, bounds, limit).map_err(|error| self.unreadable(table, &error))
     }
+}
+
+/// Reads all tables of a store on which the engine has given up: either they are damaged, or it could not write them.
+fn check_tables(directory: &Directory) -> Result<(), OpenError> {
+    let path = directory.engine();
+    warn!(engine = %path.display(), "the engine has given up on this store: its tables are read before it is opened");
+    let mut blocks = 0;
+    for keyspace in [RECORDS, META] {
+        let tables = tables_to_salvage(&path, keyspace).map_err(|error| cannot("read", &path, error))?;
+        for table in tables {
+            let mut reader = TableReader::open(&table).map_err(|error| cannot("read", &table, error))?;
+            reader.by_ref().for_each(drop);
+            blocks += reader.lost().blocks;
+        }
+    }
+    if blocks == 0 {
+        return Ok(());
+    }
+    let what = Damage::Tables { path, blocks };
+    Err(OpenError::Damaged { path: directory.path().to_owned(), what })
 }
 
 /// Creates a store in a directory that holds nothing.
