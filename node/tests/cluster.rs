@@ -176,6 +176,24 @@ async fn a_killed_node_costs_no_quorum_request_and_comes_back_with_everything() 
     }
 }
 
+/// Its peers speak to the process before it, and are told that it is gone: they do not wait until its silence tells.
+#[tokio::test]
+async fn a_node_that_is_killed_and_started_at_once_is_connected_at_once() {
+    let running = Running::processes(3);
+    let client = running.client().await;
+    let is_well = || async {
+        let Ok(status) = client.status(NodeId(3), TIMEOUT).await else { return false };
+        status.is_ready
+            && status.copies == status.copies_whole
+            && status.uptime_ms < 3000
+            && status.peers.iter().all(|peer| peer.is_up)
+    };
+    running.kill(3);
+    let _process = ByHand::run(&running.options.node_config(3));
+    eventually("it is a member like any other", Duration::from_millis(2500), is_well).await;
+    client.close().await;
+}
+
 #[tokio::test]
 async fn too_few_nodes_are_a_definite_refusal_and_one_is_enough_at_one() {
     let running = Running::processes(3);

@@ -15,6 +15,7 @@ mod mailbox;
 mod metrics;
 mod outbox;
 mod pid_file;
+mod resets;
 #[cfg(test)]
 mod scratch;
 pub mod server;

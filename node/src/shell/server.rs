@@ -45,6 +45,7 @@ use super::{
     mailbox::Mailbox,
     metrics::Metrics,
     pid_file::PidFile,
+    resets,
 };
 use crate::{Identity, Node};
 
@@ -317,7 +318,9 @@ fn open_endpoint(config: &Config, material: &Material, socket: UdpSocket) -> (En
     let mut dialling =
         tls::client_config(material, ALPN_PEER).expect("the material was checked when it was loaded");
     dialling.transport_config(transport);
-    let mut endpoint_config = EndpointConfig::default();
+    let (reset_key, id_key) = resets::keys(&config.secret, config.id);
+    let mut endpoint_config = EndpointConfig::new(Arc::new(reset_key));
+    endpoint_config.cid_generator(move || Box::new(resets::connection_ids(id_key)));
     endpoint_config.max_udp_payload_size(config.mtu.max(1472)).expect("a payload of at least 1,200 bytes");
     let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(QuietRuntime))
         .expect("the socket is bound and the runtime is running");
