@@ -180,13 +180,13 @@ impl Recorder {
         };
         // A delete whose end nobody knows excuses much, and one that carries no context excuses everything: only some keys
         // are ever deleted, and fewer blindly.
-        let is_deleted = key % DELETED_ONE_IN == 0 && dice.below(4) == 0;
+        let is_deleted = key.is_multiple_of(DELETED_ONE_IN) && dice.below(4) == 0;
         let kind = if is_deleted { WriteKind::Delete } else { WriteKind::Put };
         let is_sloppy = dice.below(4) == 0;
         let retries = kind == WriteKind::Put && dice.below(3) == 0;
         // Values that were not seen pile up, so most are replaced.
         let carried = if dice.below(10) < 7 { memory.take() } else { None };
-        if is_deleted && carried.is_none() && key % BLINDLY_DELETED_ONE_IN != 0 {
+        if is_deleted && carried.is_none() && !key.is_multiple_of(BLINDLY_DELETED_ONE_IN) {
             return;
         }
         let (context, context_id) = carried.map_or((None, None), |(context, id)| (Some(context), Some(id)));
