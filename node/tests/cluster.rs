@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::unwrap_used)]
 
 mod running;
+mod settings;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::unwrap_used)]
 
 mod running;
+mod settings;
 
 use std::{
     io::{BufRead, BufReader},
@@ -12,7 +13,8 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
-use running::{free_ports, fresh_path};
+use running::free_ports;
+use settings::fresh_path;
 
 /// A directory of its own, which is removed at the end.
 struct Folder(PathBuf);

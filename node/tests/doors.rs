@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::unwrap_used)]
 
 mod running;
+mod settings;
 
 use std::{
     net::{SocketAddr, UdpSocket},

@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr, clippy::unwrap_used)]
 
 mod machines;
+mod settings;
 
 use std::{
     cell::Cell,
@@ -19,6 +20,7 @@ use std::{
 use client::{Client, KeyspaceHandle};
 use machines::{Dice, Machine, Machines};
 use ring::NodeId;
+use settings::number_from;
 use tokio::task::LocalSet;
 
 const NODES: u32 = 3;
@@ -127,15 +129,10 @@ async fn recovered(client: &Client) {
 
 #[test]
 fn healthy_writes_do_not_feel_a_replica_that_is_not() {
-    let time = Duration::from_secs(
-        std::env::var("QUORATE_HEALTHY_SECONDS").map_or(2, |seconds| seconds.parse().unwrap()),
-    );
-    let mut name = [0; 8];
-    getrandom::fill(&mut name).unwrap();
-    let directory = std::env::temp_dir().join(format!("quorate-healthy-{:016x}", u64::from_be_bytes(name)));
+    let time = Duration::from_secs(number_from("QUORATE_HEALTHY_SECONDS", 2));
     let limits = format!("hints_per_peer_max = {HINTS_MAX}\n");
     let program = Path::new(env!("CARGO_BIN_EXE_quorated"));
-    let machines = match Machines::with_limits(program, NODES, directory, &limits) {
+    let machines = match Machines::with_limits(program, NODES, &limits) {
         Ok(machines) => machines,
         Err(reason) => return eprintln!("SKIPPED, NOTHING WAS TESTED: machines cannot be had: {reason}"),
     };

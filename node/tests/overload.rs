@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr, clippy::unwrap_used)]
 
 mod machines;
+mod settings;
 
 use std::{
     collections::BTreeSet,
@@ -25,10 +26,7 @@ const TAKEN_MIN: usize = 256;
 /// those wait.
 #[test]
 fn what_is_too_much_is_refused_at_once() {
-    let mut name = [0; 8];
-    getrandom::fill(&mut name).unwrap();
-    let directory = std::env::temp_dir().join(format!("quorate-overload-{:016x}", u64::from_be_bytes(name)));
-    let machines = match Machines::with_limits(Path::new(env!("CARGO_BIN_EXE_quorated")), 3, directory, "") {
+    let machines = match Machines::with_limits(Path::new(env!("CARGO_BIN_EXE_quorated")), 3, "") {
         Ok(machines) => machines,
         Err(reason) => return eprintln!("SKIPPED, NOTHING WAS TESTED: machines cannot be had: {reason}"),
     };

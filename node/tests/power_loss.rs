@@ -10,13 +10,15 @@
 
 mod machines;
 mod running;
+mod settings;
 
 use std::time::{Duration, Instant};
 
 use client::{Client, KeyspaceHandle, Level};
 use machines::{Dice, volume::Volume};
 use ring::NodeId;
-use running::{ByHand, Running, eventually, missing, number_from, signal};
+use running::{ByHand, Running, eventually, missing, signal};
+use settings::number_from;
 
 const NODES: u32 = 3;
 const WRITERS: usize = 32;
@@ -93,7 +95,7 @@ async fn write(keyspace: KeyspaceHandle, cycle: u32, writer: usize, until: Insta
 
 #[tokio::test]
 async fn what_was_acknowledged_as_on_disk_survives_the_loss_of_power_everywhere() {
-    let cycles = number_from("QUORATE_POWER_CUTS", 3);
+    let cycles = number_from("QUORATE_POWER_CUTS", 3_u32);
     let mut machines = match Machines::new() {
         Ok(machines) => machines,
         Err(reason) => {

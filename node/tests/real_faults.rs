@@ -11,6 +11,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr, clippy::unwrap_used)]
 
 mod machines;
+mod settings;
 
 use std::{
     path::PathBuf,
@@ -29,15 +30,11 @@ use machines::{
     recorder::{Habits, Recorder},
 };
 use ring::NodeId;
+use settings::number_from;
 use tokio::task::LocalSet;
 
 const NODES: u32 = 5;
 const CLIENTS: usize = 24;
-
-/// How long or how much, from the environment.
-fn number_from(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |value| value.parse().unwrap())
-}
 
 /// The mixes of faults to run: each a name and its kinds.
 fn mixes() -> Vec<Vec<Fault>> {
@@ -64,13 +61,6 @@ fn program() -> PathBuf {
     std::env::var("QUORATE_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_quorated").to_owned()).into()
 }
 
-/// A directory of a run's own.
-fn directory() -> PathBuf {
-    let mut name = [0; 8];
-    getrandom::fill(&mut name).unwrap();
-    std::env::temp_dir().join(format!("quorate-faults-{:016x}", u64::from_be_bytes(name)))
-}
-
 fn now_ms() -> i64 {
     i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
@@ -81,7 +71,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// One run. What was broken; none if it could not be made.
 fn run(faults: &[Fault], seconds: u64, seed: u64) -> Result<Vec<String>, String> {
     let with_clocks = faults.contains(&Fault::Clock);
-    let machines = Machines::new(&program(), NODES, directory(), with_clocks, seed)?;
+    let machines = Machines::new(&program(), NODES, with_clocks, seed)?;
     let mut faults = faults.to_vec();
     for (fault, can) in [
         (Fault::FailedSync, &machines.can_fail_syncs),
@@ -221,7 +211,7 @@ fn what_disks_lose_that_lie_is_found() {
 #[test]
 fn a_clock_that_is_off_dates_nothing_and_is_seen() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let machines = match Machines::new(&program(), 3, directory(), true, 1) {
+    let machines = match Machines::new(&program(), 3, true, 1) {
         Ok(machines) => machines,
         Err(reason) => return eprintln!("SKIPPED, NOTHING WAS TESTED: machines cannot be had: {reason}"),
     };

@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr, clippy::unwrap_used)]
 
 mod running;
+mod settings;
 
 use std::{
     cell::Cell,
@@ -18,7 +19,8 @@ use std::{
 
 use client::{Client, KeyspaceHandle, Level};
 use ring::NodeId;
-use running::{ByHand, Running, eventually, missing, number_from};
+use running::{ByHand, Running, eventually, missing};
+use settings::number_from;
 use tokio::task::LocalSet;
 
 const NODES: u32 = 5;
@@ -92,8 +94,8 @@ async fn is_up_and_whole(client: &Client, node: u32) -> bool {
 fn nodes_that_are_killed_one_after_the_other_cost_no_request() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
-        let seconds = number_from("QUORATE_ROLLING_SECONDS", 12);
-        let rate = number_from("QUORATE_ROLLING_RATE", 400);
+        let seconds = number_from("QUORATE_ROLLING_SECONDS", 12_u32);
+        let rate = number_from("QUORATE_ROLLING_RATE", 400_u32);
         let calm = Duration::from_secs(u64::from(seconds / 6).max(2));
         let running = Running::processes(NODES);
         let client = running.client().await;

@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr, clippy::unwrap_used)]
 
 mod machines;
+mod settings;
 
 use std::{
     path::Path,
@@ -55,11 +56,8 @@ async fn read_all(keyspace: &KeyspaceHandle, name: &str) {
 
 #[test]
 fn a_disk_that_takes_no_writes_costs_its_node_the_writes_and_nothing_else() {
-    let mut name = [0; 8];
-    getrandom::fill(&mut name).unwrap();
-    let directory = std::env::temp_dir().join(format!("quorate-sick-{:016x}", u64::from_be_bytes(name)));
     let program = Path::new(env!("CARGO_BIN_EXE_quorated"));
-    let machines = match Machines::with_limits(program, 3, directory, "exchange_interval_ms = 1000\n") {
+    let machines = match Machines::with_limits(program, 3, "exchange_interval_ms = 1000\n") {
         Ok(machines) => machines,
         Err(reason) => return eprintln!("SKIPPED, NOTHING WAS TESTED: machines cannot be had: {reason}"),
     };

@@ -85,6 +85,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
 /// A node's machine.
 pub(crate) struct Machine {
     pub(crate) node: NodeId,
+    program: PathBuf,
     directory: PathBuf,
     network: String,
     environment: Vec<(&'static str, String)>,
@@ -125,35 +126,24 @@ impl Drop for Scratch {
 impl Machines {
     /// So many machines, none of which runs yet. Fails where the rights or the tools are lacking. `program` is
     /// `quorated`. Wrong clocks slow down every look at the clock, so they have to be asked for.
-    pub(crate) fn new(
-        program: &Path,
-        nodes: u32,
-        directory: PathBuf,
-        with_clocks: bool,
-        seed: u64,
-    ) -> Result<Machines, String> {
-        Machines::make(program, nodes, directory, with_clocks, seed, "exchange_interval_ms = 2000\n")
+    pub(crate) fn new(program: &Path, nodes: u32, with_clocks: bool, seed: u64) -> Result<Machines, String> {
+        Machines::make(program, nodes, with_clocks, seed, "exchange_interval_ms = 2000\n")
     }
 
     /// So many machines with these limits in their configurations.
-    pub(crate) fn with_limits(
-        program: &Path,
-        nodes: u32,
-        directory: PathBuf,
-        limits: &str,
-    ) -> Result<Machines, String> {
-        Machines::make(program, nodes, directory, false, 0, limits)
+    pub(crate) fn with_limits(program: &Path, nodes: u32, limits: &str) -> Result<Machines, String> {
+        Machines::make(program, nodes, false, 0, limits)
     }
 
     fn make(
         program: &Path,
         nodes: u32,
-        directory: PathBuf,
         with_clocks: bool,
         seed: u64,
         limits: &str,
     ) -> Result<Machines, String> {
         let switch = Switch::new(nodes as usize + 1, seed)?;
+        let directory = crate::settings::fresh_path();
         let options = DevOptions {
             nodes,
             directory: directory.join("cluster"),
@@ -184,13 +174,13 @@ impl Machines {
                 ("FAKETIME_TIMESTAMP_FILE", text(&folder.join("clock")).to_owned()),
                 ("FAKETIME_NO_CACHE", "1".to_owned()),
                 ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-                ("QUORATE_PROGRAM", text(program).to_owned()),
             ];
             let network = switch.namespaces[node as usize].path();
             let (process, is_down) = (None, true);
-            let (node, directory) = (NodeId(node), folder);
+            let (node, program, directory) = (NodeId(node), program.to_owned(), folder);
             Ok(Shared(Mutex::new(Machine {
                 node,
+                program,
                 directory,
                 network,
                 environment,
@@ -298,9 +288,8 @@ impl Machine {
         }
         let log = self.directory.join("log");
         let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let program = &self.environment.iter().find(|(name, _)| *name == "QUORATE_PROGRAM").unwrap().1;
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.network)).args(["--", program, "run", "--config"]);
+        command.arg(format!("--net={}", self.network)).args(["--", text(&self.program), "run", "--config"]);
         command.arg(self.directory.join("node.toml")).stderr(log);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.process = Some(command.spawn().unwrap());

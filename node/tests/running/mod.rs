@@ -38,7 +38,7 @@ impl Running {
 
     fn start(nodes: u32, mode: &Mode) -> Running {
         let (base_port, http_base_port) = free_ports(u16::try_from(nodes).unwrap());
-        let directory = fresh_path();
+        let directory = crate::settings::fresh_path();
         let datacenters = vec!["local".to_owned()];
         let options = DevOptions { nodes, directory, base_port, http_base_port, datacenters, fresh: false };
         let cluster = match DevCluster::start(options.clone(), mode, || false) {
@@ -108,21 +108,9 @@ fn logs(options: &DevOptions) -> String {
     (1..=options.nodes).map(log).collect()
 }
 
-/// A path for a directory of a test's own, where nothing is yet.
-pub(crate) fn fresh_path() -> PathBuf {
-    let mut name = [0; 8];
-    getrandom::fill(&mut name).unwrap();
-    std::env::temp_dir().join(format!("quorate-test-{:016x}", u64::from_be_bytes(name)))
-}
-
 /// Sends a process a signal, by its name with a dash.
 pub(crate) fn signal(pid: u32, signal: &str) {
     assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
-}
-
-/// How long or how much a suite is to do, from the environment.
-pub(crate) fn number_from(variable: &str, default: u32) -> u32 {
-    std::env::var(variable).map_or(default, |value| value.parse().unwrap())
 }
 
 /// Those of the keys under which a quorum does not know a value that is the key itself.
