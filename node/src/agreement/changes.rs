@@ -18,6 +18,15 @@ use crate::{
 /// A node's store and memory of votes, as it names them in its hello.
 pub(crate) type Introduced = (StoreId, VoterId);
 
+/// How a node was last heard to introduce itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    pub(crate) introduced: Introduced,
+    /// Whether that process has been heard to hold the present document. Otherwise it may be one from before the document,
+    /// which then may know better what has become of the node.
+    pub(crate) is_current: bool,
+}
+
 /// The changes of this node, in the order in which they were asked for.
 pub(crate) struct Changes {
     queue: VecDeque<Pending>,
@@ -32,10 +41,20 @@ pub(crate) struct Pending {
 }
 
 enum State {
-    /// No document has it. What a readmission is to record, once that is known.
-    Waiting { target: Option<Introduced> },
-    /// The document has it; with a readmission, as what it is recorded.
+    /// No document has it as it is wanted by now. With a readmission, what was wanted last, if anything was.
+    Waiting { wanted: Option<Wanted> },
+    /// The document has it; with a readmission, as what it records the node.
     Decided { reply: ControlReply, epoch: Epoch, recorded: Option<Introduced> },
+}
+
+/// What a readmission is to record.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    target: Introduced,
+    /// What the document recorded when this was wanted first.
+    over: Introduced,
+    /// The document that it may have been proposed as. When another of that epoch is held, it has come or will not.
+    epoch: Epoch,
 }
 
 /// What a document means for a change.
@@ -43,8 +62,8 @@ enum State {
 enum Outlook {
     /// This successor would have it.
     Open(Box<ClusterDocument>),
-    /// The document has it.
-    Done(ControlReply),
+    /// The document has it; with a readmission, as what it records the node.
+    Done(ControlReply, Option<Introduced>),
     /// It is not known yet whether a document will have it.
     Unsettled,
     /// It cannot be had.
@@ -62,7 +81,7 @@ impl Changes {
 
     /// Takes a change.
     pub(crate) fn push(&mut self, client: ClientTag, change: Change, deadline: Duration) {
-        self.queue.push_back(Pending { client, deadline, change, state: State::Waiting { target: None } });
+        self.queue.push_back(Pending { client, deadline, change, state: State::Waiting { wanted: None } });
     }
 
     /// How many are under way.
@@ -84,7 +103,7 @@ impl Changes {
     pub(crate) fn review(
         &mut self,
         document: &ClusterDocument,
-        heard: impl Fn(NodeId) -> Option<Introduced>,
+        heard: impl Fn(NodeId) -> Option<Heard>,
     ) -> Vec<Ended> {
         let mut ended = Vec::new();
         self.queue.retain_mut(|pending| match pending.outlook(document, &heard) {
@@ -92,8 +111,7 @@ impl Changes {
                 ended.push((pending.client, Err(error)));
                 false
             }
-            Some(Outlook::Done(reply)) => {
-                let State::Waiting { target: recorded } = pending.state else { return true };
+            Some(Outlook::Done(reply, recorded)) => {
                 pending.state = State::Decided { reply, epoch: document.epoch, recorded };
                 true
             }
@@ -106,12 +124,12 @@ impl Changes {
     pub(crate) fn next(
         &mut self,
         document: &ClusterDocument,
-        heard: impl Fn(NodeId) -> Option<Introduced>,
+        heard: impl Fn(NodeId) -> Option<Heard>,
     ) -> Option<ClusterDocument> {
         let outlooks = self.queue.iter_mut().filter_map(|pending| pending.outlook(document, &heard));
         outlooks.into_iter().find_map(|outlook| match outlook {
             Outlook::Open(next) => Some(*next),
-            Outlook::Done(_) | Outlook::Unsettled | Outlook::Refused(_) => None,
+            Outlook::Done(..) | Outlook::Unsettled | Outlook::Refused(_) => None,
         })
     }
 
@@ -120,7 +138,7 @@ impl Changes {
     pub(crate) fn take_ended(
         &mut self,
         now: Duration,
-        heard: impl Fn(NodeId) -> Option<Introduced>,
+        heard: impl Fn(NodeId) -> Option<Heard>,
         everywhere: impl Fn(Epoch) -> bool,
     ) -> Vec<Ended> {
         let mut ended = Vec::new();
@@ -129,16 +147,18 @@ impl Changes {
                 Change::Readmit { node } => heard(*node),
                 Change::CreateKeyspace(_) => None,
             };
-            if let State::Decided { recorded: Some(recorded), .. } = &pending.state
+            if let State::Decided { epoch, recorded: Some(recorded), .. } = pending.state
                 && pending.deadline > now
-                && heard.is_some_and(|heard| heard != *recorded)
+                && heard.is_some_and(|heard| heard.is_current && heard.introduced != recorded)
             {
-                pending.state = State::Waiting { target: None };
+                pending.state =
+                    State::Waiting { wanted: Some(Wanted { target: recorded, over: recorded, epoch }) };
                 return true;
             }
+            let is_heard_as = |recorded| heard.is_some_and(|heard| heard.introduced == recorded);
             let outcome = match &pending.state {
                 State::Decided { reply, epoch, recorded }
-                    if everywhere(*epoch) && (recorded.is_none() || heard == *recorded) =>
+                    if everywhere(*epoch) && recorded.is_none_or(is_heard_as) =>
                 {
                     Ok(reply.clone())
                 }
@@ -160,12 +180,12 @@ impl Pending {
     fn outlook(
         &mut self,
         document: &ClusterDocument,
-        heard: impl Fn(NodeId) -> Option<Introduced>,
+        heard: impl Fn(NodeId) -> Option<Heard>,
     ) -> Option<Outlook> {
-        let State::Waiting { target } = &mut self.state else { return None };
+        let State::Waiting { wanted } = &mut self.state else { return None };
         Some(match &self.change {
             Change::CreateKeyspace(keyspace) => create(document, keyspace),
-            Change::Readmit { node } => readmit(document, *node, target, heard(*node)),
+            Change::Readmit { node } => readmit(document, *node, wanted, heard(*node)),
         })
     }
 }
@@ -186,7 +206,9 @@ fn create(document: &ClusterDocument, new: &NewKeyspace) -> Outlook {
     };
     if let Some((id, existing)) = document.keyspace_named(&new.name) {
         return match *existing == keyspace {
-            true => Outlook::Done(ControlReply::KeyspaceCreated { keyspace: id, epoch: document.epoch }),
+            true => {
+                Outlook::Done(ControlReply::KeyspaceCreated { keyspace: id, epoch: document.epoch }, None)
+            }
             false => Outlook::Refused(ControlError::KeyspaceExists),
         };
     }
@@ -205,41 +227,51 @@ fn create(document: &ClusterDocument, new: &NewKeyspace) -> Outlook {
     }
 }
 
-/// Records the store that is heard. A target that was proposed before counts as asked for, even if the node has
-/// another disk again by now: that is another readmission.
+/// Records the node as it is heard. It is done when the document does so, whoever's change that was: of two that ask for
+/// the same, one is proposed first.
 fn readmit(
     document: &ClusterDocument,
     node: NodeId,
-    target: &mut Option<Introduced>,
-    heard: Option<Introduced>,
+    wanted: &mut Option<Wanted>,
+    heard: Option<Heard>,
 ) -> Outlook {
     let Some(member) = document.members.get(&node) else {
         return invalid(format!("{node} is not a member"));
     };
     let recorded = (member.store, member.voter);
-    if *target == Some(recorded) {
-        return Outlook::Done(ControlReply::Readmitted { epoch: document.epoch });
-    }
-    match heard.or(*target) {
-        None => too_early(format!("{node} is not heard, so its store is not known")),
-        // Another was proposed, and may yet be recorded.
-        Some(heard) if heard == recorded && target.is_some() => Outlook::Unsettled,
-        Some(heard) if heard == recorded => too_early(format!("{} of {node} is recorded already", heard.0)),
+    let done = Outlook::Done(ControlReply::Readmitted { epoch: document.epoch }, Some(recorded));
+    let target = match (heard, *wanted) {
+        (None, None) => return too_early(format!("{node} is not heard, so its store is not known")),
+        (None, Some(wanted)) if wanted.target == recorded => return done,
+        (None, Some(wanted)) if wanted.over == recorded => wanted.target,
+        // Another change has recorded yet another, and only the node can say which is the later one.
+        (None, Some(_)) => return Outlook::Unsettled,
+        (Some(heard), None) if heard.introduced == recorded => {
+            return too_early(format!("{} of {node} is recorded already", recorded.0));
+        }
+        (Some(heard), Some(wanted)) if heard.introduced == recorded => {
+            // Another may have been proposed, and may yet be recorded.
+            return if document.epoch >= wanted.epoch { done } else { Outlook::Unsettled };
+        }
         // The document has come here before the node's own word.
-        Some((store, voter)) if store == recorded.0 && is_later(recorded.1, voter) => match target {
-            Some(_) => Outlook::Unsettled,
-            None => too_early(format!("{node} is recorded as it has become since it was heard last")),
-        },
-        Some((store, voter)) => {
-            *target = Some((store, voter));
-            let next = document.readmit(node, store, voter);
-            match next.validate() {
-                Ok(()) => Outlook::Open(Box::new(next)),
-                Err(faults) => {
-                    let faults = faults.iter().map(ToString::to_string).collect();
-                    Outlook::Refused(ControlError::Invalid(faults))
-                }
-            }
+        (Some(Heard { introduced: (store, voter), .. }), wanted)
+            if store == recorded.0 && is_later(recorded.1, voter) =>
+        {
+            return match wanted {
+                Some(_) => Outlook::Unsettled,
+                None => too_early(format!("{node} is recorded as it has become since it was heard last")),
+            };
+        }
+        (Some(heard), _) if !heard.is_current => return Outlook::Unsettled,
+        (Some(heard), _) => heard.introduced,
+    };
+    let next = document.readmit(node, target.0, target.1);
+    *wanted = Some(Wanted { target, over: recorded, epoch: next.epoch });
+    match next.validate() {
+        Ok(()) => Outlook::Open(Box::new(next)),
+        Err(faults) => {
+            let faults = faults.iter().map(ToString::to_string).collect();
+            Outlook::Refused(ControlError::Invalid(faults))
         }
     }
 }
@@ -258,6 +290,15 @@ mod tests {
 
     fn introduced(number: u64) -> Introduced {
         (StoreId(number), VoterId(number))
+    }
+
+    /// Heard by a process that holds the present document.
+    fn heard(number: u64) -> Option<Heard> {
+        heard_as(introduced(number))
+    }
+
+    fn heard_as(introduced: Introduced) -> Option<Heard> {
+        Some(Heard { introduced, is_current: true })
     }
 
     fn document() -> ClusterDocument {
@@ -280,28 +321,26 @@ mod tests {
     #[test]
     fn a_readmission_is_over_when_the_node_is_heard_with_what_was_recorded() {
         let (mut changes, first) = (readmission(), document());
-        let next =
-            changes.next(&first, |_| Some(introduced(12))).expect("another store than the recorded one");
-        assert!(changes.review(&next, |_| Some(introduced(12))).is_empty());
+        let next = changes.next(&first, |_| heard(12)).expect("another store than the recorded one");
+        assert!(changes.review(&next, |_| heard(12)).is_empty());
         assert!(
             changes.take_ended(NOW, |_| None, |_| true).is_empty(),
             "the node has not said that it has it"
         );
-        assert!(changes.take_ended(NOW, |_| Some(introduced(13)), |_| true).is_empty());
+        assert!(changes.take_ended(NOW, |_| heard(13), |_| true).is_empty());
         assert!(changes.is_waiting(), "it has another by now, which is to be recorded");
-        let next = changes.next(&next, |_| Some(introduced(13))).expect("that one");
+        let next = changes.next(&next, |_| heard(13)).expect("that one");
         assert_eq!(next.members[&NODE].store, StoreId(13));
-        assert!(changes.review(&next, |_| Some(introduced(13))).is_empty());
-        assert!(changes.take_ended(NOW, |_| Some(introduced(13)), |_| false).is_empty(), "others lack it");
-        let ended = changes.take_ended(NOW, |_| Some(introduced(13)), |_| true);
+        assert!(changes.review(&next, |_| heard(13)).is_empty());
+        assert!(changes.take_ended(NOW, |_| heard(13), |_| false).is_empty(), "others lack it");
+        let ended = changes.take_ended(NOW, |_| heard(13), |_| true);
         assert_eq!(ended, [(ClientTag(1), Ok(ControlReply::Readmitted { epoch: next.epoch }))]);
     }
 
     #[test]
     fn a_readmission_of_a_node_that_is_not_heard_again_is_not_reported_as_done() {
         let (mut changes, first) = (readmission(), document());
-        let next =
-            changes.next(&first, |_| Some(introduced(12))).expect("another store than the recorded one");
+        let next = changes.next(&first, |_| heard(12)).expect("another store than the recorded one");
         assert!(changes.review(&next, |_| None).is_empty());
         let ended = changes.take_ended(DEADLINE, |_| None, |_| true);
         assert_eq!(ended, [(ClientTag(1), Err(ControlError::NotEverywhere { epoch: next.epoch }))]);
@@ -311,12 +350,12 @@ mod tests {
     #[test]
     fn a_readmission_that_was_proposed_is_in_doubt_though_the_recorded_store_is_back() {
         let (mut changes, first) = (readmission(), document());
-        assert!(changes.next(&first, |_| Some(introduced(12))).is_some());
+        assert!(changes.next(&first, |_| heard(12)).is_some());
         let recorded = first.members[&NODE].store;
         let voter = first.members[&NODE].voter;
-        assert!(changes.review(&first, |_| Some((recorded, voter))).is_empty(), "nobody knows");
-        assert!(changes.next(&first, |_| Some((recorded, voter))).is_none());
-        let ended = changes.take_ended(DEADLINE, |_| Some((recorded, voter)), |_| true);
+        assert!(changes.review(&first, |_| heard_as((recorded, voter))).is_empty(), "nobody knows");
+        assert!(changes.next(&first, |_| heard_as((recorded, voter))).is_none());
+        let ended = changes.take_ended(DEADLINE, |_| heard_as((recorded, voter)), |_| true);
         assert_eq!(ended, [(ClientTag(1), Err(ControlError::InDoubt))]);
     }
 
@@ -327,7 +366,7 @@ mod tests {
     fn a_readmission_does_not_bring_a_former_memory_of_votes_back() {
         let first = document();
         let store = first.members[&NODE].store;
-        let heard = |voter| move |_| Some((store, VoterId(voter)));
+        let heard = |voter| move |_| heard_as((store, VoterId(voter)));
         let second = first.readmit(NODE, store, VoterId(20));
         let ended = readmission().review(&second, heard(15));
         assert!(matches!(&ended[..], [(_, Err(ControlError::Invalid(_)))]), "{ended:?}");
@@ -341,11 +380,59 @@ mod tests {
         assert!(changes.next(&second, heard(25)).is_some(), "a later one is another matter");
     }
 
+    /// Another administrator asked for the same, at another node.
+    #[test]
+    fn a_readmission_is_done_when_another_has_recorded_what_is_heard() {
+        let (mut changes, first) = (readmission(), document());
+        assert!(changes.next(&first, |_| heard(12)).is_some());
+        // It was decided, the node had another disk at once, and another's change recorded that one: this node was
+        // told of the last document alone.
+        let (second_store, second_voter) = introduced(13);
+        let third = first.readmit(NODE, StoreId(12), VoterId(12)).readmit(NODE, second_store, second_voter);
+        assert!(changes.review(&third, |_| heard(13)).is_empty());
+        let ended = changes.take_ended(NOW, |_| heard(13), |_| true);
+        assert_eq!(ended, [(ClientTag(1), Ok(ControlReply::Readmitted { epoch: third.epoch }))]);
+    }
+
+    #[test]
+    fn a_readmission_that_was_decided_is_not_refused_when_another_has_recorded_a_later_disk() {
+        let (mut changes, first) = (readmission(), document());
+        let second = changes.next(&first, |_| heard(12)).unwrap();
+        assert!(changes.review(&second, |_| heard(12)).is_empty());
+        assert!(changes.take_ended(NOW, |_| heard(13), |_| true).is_empty());
+        assert!(changes.is_waiting());
+        let third = second.readmit(NODE, StoreId(13), VoterId(13));
+        assert!(changes.review(&third, |_| heard(13)).is_empty());
+        let ended = changes.take_ended(NOW, |_| heard(13), |_| true);
+        assert_eq!(ended, [(ClientTag(1), Ok(ControlReply::Readmitted { epoch: third.epoch }))]);
+    }
+
+    /// A disk that was replaced is not recorded again because this node has not heard of the new one yet.
+    #[test]
+    fn a_readmission_records_no_disk_from_before_the_document() {
+        let stale = |_: NodeId| Some(Heard { introduced: introduced(12), is_current: false });
+        let (mut changes, first) = (readmission(), document());
+        let second = first.readmit(NODE, StoreId(13), VoterId(13));
+        assert!(
+            changes.review(&second, stale).is_empty(),
+            "it may come to hold the document, and then be recorded"
+        );
+        assert!(changes.next(&second, stale).is_none());
+        assert!(changes.next(&second, |_| heard(12)).is_some());
+        // Wanted before, and the node is not heard.
+        let mut changes = readmission();
+        assert!(changes.next(&first, |_| heard(12)).is_some());
+        assert!(changes.review(&second, |_| None).is_empty());
+        assert!(changes.next(&second, |_| None).is_none());
+        let unrelated = first.successor();
+        assert!(changes.next(&unrelated, |_| None).is_some(), "no other has recorded it meanwhile");
+    }
+
     #[test]
     fn a_readmission_of_what_is_recorded_is_refused_at_once() {
         let (mut changes, first) = (readmission(), document());
         let member = &first.members[&NODE];
-        let ended = changes.review(&first, |_| Some((member.store, member.voter)));
+        let ended = changes.review(&first, |_| heard_as((member.store, member.voter)));
         let said = |ended: &[Ended]| match ended {
             [(ClientTag(1), Err(ControlError::Invalid(faults)))] => faults.join(", "),
             other => panic!("{other:?}"),

@@ -9,7 +9,7 @@ use ring::{ClusterDocument, Epoch, NodeId, StoreId};
 use super::{Node, documents::EPOCH_MAX};
 use crate::{
     agreement::{
-        changes::{Ended, Introduced},
+        changes::{Ended, Heard, Introduced},
         forming::Forming,
         round::{Electorate, Next, Round},
         votes::Withheld,
@@ -368,11 +368,12 @@ fn own_introduction<S: Store>(local: &mut Local<S>) -> Option<Introduced> {
 }
 
 /// How a node is heard at present to introduce itself: none if it is not heard.
-fn heard<S: Store>(local: &Local<S>, own: Option<Introduced>, node: NodeId) -> Option<Introduced> {
+fn heard<S: Store>(local: &Local<S>, own: Option<Introduced>, node: NodeId) -> Option<Heard> {
     if node == local.node {
-        return own;
+        return own.map(|introduced| Heard { introduced, is_current: true });
     }
-    local.peers.introduced(node).filter(|_| local.is_up(node))
+    let introduced = local.peers.introduced(node).filter(|_| local.is_up(node))?;
+    Some(Heard { introduced, is_current: local.peers.epoch(node) >= local.epoch() })
 }
 
 /// Whether every live member has the document of this epoch, or a later one.
