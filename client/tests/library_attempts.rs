@@ -321,6 +321,40 @@ async fn requests_that_are_made_together_are_written_together() {
     assert!(frames < 40, "{frames} frames for 200 requests");
 }
 
+/// So many puts at once, each tried once: how many were refused.
+async fn refused_of(keyspace: &KeyspaceHandle, count: usize) -> usize {
+    let puts: Vec<_> = (0..count).map(|_| tokio::spawn(put(keyspace).attempts(1).send())).collect();
+    let mut refused = 0;
+    for put in puts {
+        match put.await.unwrap() {
+            Ok(_) => {}
+            Err(WriteFailure::Refused(Refusal::Overloaded(Limit::Requests))) => refused += 1,
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    refused
+}
+
+#[tokio::test]
+async fn what_a_node_has_too_much_of_is_held_back_for_a_while() {
+    let cluster = FakeCluster::start(1).await;
+    let keyspace = keyspace(&cluster).await;
+    cluster.script(|asked| refuse(asked, Refusal::Overloaded(Limit::Requests)));
+    assert_eq!(refused_of(&keyspace, 100).await, 100);
+    assert_eq!(cluster.asked(), 100, "nothing was known");
+    cluster.nodes[0].script_data(Act::Later(Duration::from_millis(100), Box::new(Act::Serve)));
+    let began = Instant::now();
+    let refused = refused_of(&keyspace, 50).await;
+    assert!(began.elapsed() < Duration::from_millis(700), "too slow to find out anything");
+    assert_eq!((refused, cluster.asked()), (34, 116));
+    let gets: Vec<_> = (0..50).map(|_| tokio::spawn(keyspace.get("key").send())).collect();
+    for get in gets {
+        get.await.unwrap().unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(refused_of(&keyspace, 50).await, 0, "it has refused nothing for a while");
+}
+
 #[tokio::test]
 async fn dropping_an_operation_leaves_nothing_behind() {
     let cluster = FakeCluster::start(1).await;

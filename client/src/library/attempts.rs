@@ -13,7 +13,7 @@ use super::{
     failure::{Doubt, ReadFailure, Unreachable, Unreached, WriteFailure},
     random::Random,
 };
-use crate::Refusal;
+use crate::{Limit, Refusal};
 
 /// Attempts of one operation unless told otherwise, whatever time is left. With the waits below they span some eight
 /// seconds.
@@ -48,6 +48,11 @@ impl Kind {
         }
     }
 
+    /// Where reads and writes are counted apart.
+    pub(crate) fn index(self) -> usize {
+        usize::from(self != Kind::Read)
+    }
+
     /// The shortest, however fast a coordinator was of late.
     pub(crate) fn slice_min(self) -> Duration {
         match self {
@@ -62,6 +67,8 @@ impl Kind {
 pub(crate) enum Ended {
     /// It was never sent.
     Unsent(Unreached),
+    /// It was not sent, because every node that might do refuses what it has too much of.
+    HeldBack(Limit),
     /// It was sent, and its connection ended before the reply.
     Lost(NodeId),
     /// A write that may have happened, as its coordinator says.
@@ -172,6 +179,11 @@ impl Attempts {
                 self.begun += 1;
                 Next::Elsewhere
             }
+            Ended::HeldBack(limit) => {
+                self.refusal = Some(Refusal::Overloaded(limit));
+                self.begun += 1;
+                Next::Backoff
+            }
             Ended::Lost(node) => match self.kind {
                 Kind::Read => {
                     self.silent = Some(node);
@@ -273,7 +285,7 @@ impl Attempts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DoubtCause, LevelError, Limit};
+    use crate::{DoubtCause, LevelError};
 
     const WRITE: Kind = Kind::Write { retry_in_doubt: false };
     const SLICE: Duration = Duration::from_millis(40);

@@ -16,6 +16,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
+    attempts::Kind,
     connection::{Answer, Connection, Heard, Question},
     dialer::Dialer,
     failure::{ConnectError, ControlFailure, DialError, Unreachable, Unreached},
@@ -187,7 +188,7 @@ impl Cluster {
         loop {
             let now = Instant::now();
             let (nodes, view, random) = (&self.nodes, self.view(), &self.random);
-            let chooser = Chooser { nodes, view: &view, tried: &tried, random, now };
+            let chooser = Chooser { nodes, view: &view, tried: &tried, random, kind: Kind::Read, now };
             let Some(node) = chooser.choose_any().filter(|_| now < deadline) else { break };
             tried.push(node.id());
             let until = deadline.min(now + slice);

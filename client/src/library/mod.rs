@@ -27,6 +27,7 @@ mod read;
 mod routing;
 mod topology;
 mod update;
+mod window;
 mod write;
 
 pub use client::Client;

@@ -20,8 +20,12 @@ use super::{
     connection::Connection,
     dialer::Dialer,
     failure::{DialError, Unreached},
+    window::Window,
 };
-use crate::hedge::{HedgeBudget, SlowAnswers};
+use crate::{
+    Limit,
+    hedge::{HedgeBudget, SlowAnswers},
+};
 
 /// How long a node is left alone after its first failure; it doubles with each that follows.
 const REST_FIRST: Duration = Duration::from_millis(100);
@@ -62,7 +66,8 @@ pub(crate) struct Node {
     address: String,
     cluster: ClusterId,
     link: Mutex<Link>,
-    in_flight: AtomicU32,
+    /// Reads and writes.
+    in_flight: [AtomicU32; 2],
     health: Mutex<Health>,
 }
 
@@ -76,6 +81,14 @@ enum Link {
     Up(Arc<Connection>),
 }
 
+/// A node that has too much to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    pub(crate) why: Limit,
+    /// Whether it is sent nothing more at present.
+    pub(crate) is_full: bool,
+}
+
 type Dialing = watch::Receiver<Option<Result<Arc<Connection>, DialError>>>;
 
 /// How a node has fared of late.
@@ -86,6 +99,8 @@ struct Health {
     hedges: HedgeBudget,
     /// How many requests that it refused because it has too much to do may be tried again.
     retries: HedgeBudget,
+    /// How many requests it is sent at once: reads and writes.
+    windows: [Window; 2],
     latency_s: f64,
     samples: u32,
     measured: Option<Instant>,
@@ -181,7 +196,7 @@ impl Node {
             address,
             cluster,
             link: Mutex::new(Link::Idle),
-            in_flight: AtomicU32::new(0),
+            in_flight: [const { AtomicU32::new(0) }; 2],
             health: Mutex::new(Health::new()),
         }
     }
@@ -213,12 +228,20 @@ impl Node {
     /// that find another's probe under way), and what it would cost to ask it. That is its latency of late, for each request that it has already;
     /// little for a node that was not asked for long, so that it is asked again.
     pub(crate) fn condition(&self, now: Instant) -> (u32, f64) {
-        let queued = self.in_flight.load(Ordering::Relaxed);
+        let queued: u32 = self.in_flight.iter().map(|count| count.load(Ordering::Relaxed)).sum();
         let health = *self.lock_health();
         let is_resting = health.rests_until.is_some_and(|until| now < until);
         let latency_s = if health.samples < SAMPLES_MIN { 0.0 } else { health.latency_s(now) };
         let failures = if is_resting { health.failures } else { 0 };
         (failures, latency_s.max(LATENCY_FLOOR_S) * (f64::from(queued) + 1.0))
+    }
+
+    /// Why it refused a request lately because it has too much to do, and whether another would be one too many; none if it
+    /// did not.
+    pub(crate) fn held(&self, kind: Kind, now: Instant) -> Option<Held> {
+        let window = self.lock_health().windows[kind.index()];
+        let why = window.held(now)?;
+        Some(Held { why, is_full: window.full(now, self.under_way(kind)).is_some() })
     }
 
     /// It was chosen for a request. If it has rested, that is its probe: no other request is risked meanwhile.
@@ -227,22 +250,30 @@ impl Node {
     }
 
     /// A request is on its way to it.
-    pub(crate) fn asked(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn asked(&self, kind: Kind) {
+        self.in_flight[kind.index()].fetch_add(1, Ordering::Relaxed);
     }
 
     /// A request is no longer waited for.
-    pub(crate) fn done(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn done(&self, kind: Kind) {
+        self.in_flight[kind.index()].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// It answered after so long.
     pub(crate) fn answered(&self, kind: Kind, latency: Duration) {
+        let (now, under_way) = (Instant::now(), self.under_way(kind));
         let mut health = self.lock_health();
         health.slow(kind).sample(latency, SLOW_WINDOW);
         health.hedges.asked();
         health.retries.asked();
-        health.answered(Instant::now(), latency);
+        health.windows[kind.index()].answered(now, under_way);
+        health.answered(now, latency);
+    }
+
+    /// It refused a request because it has too much to do.
+    pub(crate) fn refused(&self, kind: Kind, why: Limit) {
+        let (now, under_way) = (Instant::now(), self.under_way(kind));
+        self.lock_health().windows[kind.index()].refused(now, under_way, why);
     }
 
     /// How long it is waited for before it is late.
@@ -305,6 +336,10 @@ impl Node {
         Ok(Arc::new(connection))
     }
 
+    fn under_way(&self, kind: Kind) -> u32 {
+        self.in_flight[kind.index()].load(Ordering::Relaxed)
+    }
+
     fn lock_link(&self) -> std::sync::MutexGuard<'_, Link> {
         self.link.lock().expect("nothing panics while it holds this")
     }
@@ -334,6 +369,7 @@ impl Health {
             slow_answers: [SlowAnswers::default(); 2],
             hedges: HedgeBudget::new(HEDGES_MAX),
             retries: HedgeBudget::full(RETRIES_MAX),
+            windows: [Window::OPEN; 2],
             latency_s: 0.0,
             samples: 0,
             measured: None,
@@ -344,7 +380,7 @@ impl Health {
     }
 
     fn slow(&mut self, kind: Kind) -> &mut SlowAnswers {
-        &mut self.slow_answers[usize::from(kind != Kind::Read)]
+        &mut self.slow_answers[kind.index()]
     }
 
     fn slice(&mut self, kind: Kind) -> Duration {

@@ -23,7 +23,7 @@ use super::{
     routing::{Choice, Chooser},
     topology::View,
 };
-use crate::{GetError, GetReply, Refusal, Reply, Request, WriteError, WriteReply};
+use crate::{GetError, GetReply, Limit, Refusal, Reply, Request, WriteError, WriteReply};
 
 /// How much sooner than the caller the coordinator gives up, at most: its word on how far it came has to arrive in
 /// time to be of use.
@@ -50,14 +50,20 @@ struct Flight {
 }
 
 /// One request more for a node, for as long as it is waited for.
-struct Busy(Arc<Node>);
+struct Busy(Arc<Node>, Kind);
+
+/// Why an attempt was not sent.
+enum NotBegun {
+    Unreached(NodeId, Unreached),
+    HeldBack(Arc<Node>, Limit),
+}
 
 /// What happened.
 enum Event {
     /// To an attempt: its position, and what.
     Heard(usize, Heard),
     /// An attempt was sent, or could not be.
-    Begun(Result<Flight, (NodeId, Unreached)>),
+    Begun(Result<Flight, NotBegun>),
     /// Every node was tried in vain since the last wait.
     AllTried,
     /// It is time for something.
@@ -126,7 +132,12 @@ impl Operation<'_> {
                     flights.push(flight);
                     continue;
                 }
-                Event::Begun(Err((node, unreached))) => {
+                Event::Begun(Err(NotBegun::HeldBack(node, limit))) => {
+                    let next = attempts.end(Ended::HeldBack(limit));
+                    let next = if node.take_retry() { next } else { Next::Stop };
+                    next_at = self.after(next, Epoch(0), &mut attempts).await;
+                }
+                Event::Begun(Err(NotBegun::Unreached(node, unreached))) => {
                     tried.push(node);
                     let next = attempts.end(Ended::Unsent(unreached));
                     next_at = self.after(next, Epoch(0), &mut attempts).await;
@@ -204,21 +215,26 @@ impl Operation<'_> {
     }
 
     /// Sends an attempt to a node that was not tried; none if all were. Takes no longer than there is time.
-    async fn begin(&self, tried: &[NodeId], now: Instant) -> Option<Result<Flight, (NodeId, Unreached)>> {
+    async fn begin(&self, tried: &[NodeId], now: Instant) -> Option<Result<Flight, NotBegun>> {
         let view = self.cluster.view();
         let node = self.choose(&view, tried, now)?;
+        if let Some(held) = node.held(self.kind, now)
+            && held.is_full
+        {
+            return Some(Err(NotBegun::HeldBack(node, held.why)));
+        }
         let epoch = view.document.epoch;
         // Nearly always there is a connection with room in its queue, and nothing to wait for.
         if let Some(connection) = node.connection()
             && let Some(pending) = connection.try_begin(|| Question::Data(self.request_at(now)))
         {
             trace!(node = %node.id(), "sent");
-            return Some(Ok(Flight { pending, busy: Busy::new(node), since: now, epoch }));
+            return Some(Ok(Flight { pending, busy: Busy::new(node, self.kind), since: now, epoch }));
         }
         let id = node.id();
         // In a box, like whatever is rarely run: every operation would have to be as large as this.
         let begun = Box::pin(self.begin_slowly(node, epoch)).await;
-        Some(begun.map_err(|unreached| (id, unreached)))
+        Some(begun.map_err(|unreached| NotBegun::Unreached(id, unreached)))
     }
 
     fn choose(&self, view: &View, tried: &[NodeId], now: Instant) -> Choice {
@@ -227,7 +243,8 @@ impl Operation<'_> {
             Request::Delete(delete) => (delete.keyspace, &delete.key, delete.options.n),
             Request::Get(get) => (get.keyspace, &get.key, get.options.n),
         };
-        let chooser = Chooser { nodes: &self.cluster.nodes, view, tried, random: &self.cluster.random, now };
+        let (nodes, random) = (&self.cluster.nodes, &self.cluster.random);
+        let chooser = Chooser { nodes, view, tried, random, kind: self.kind, now };
         match view.document.keyspaces.get(&keyspace) {
             Some(keyspace) => chooser.choose(keyspace, key, n),
             None => chooser.choose_any(),
@@ -244,7 +261,7 @@ impl Operation<'_> {
             timeout_at(until, connection.begin(|| Question::Data(self.request_at(Instant::now())))).await;
         let pending = begun.unwrap_or(Err(DialError::QueueFull)).map_err(unsent)?;
         trace!(node = %node.id(), "sent");
-        Ok(Flight { pending, busy: Busy::new(node), since: Instant::now(), epoch })
+        Ok(Flight { pending, busy: Busy::new(node, self.kind), since: Instant::now(), epoch })
     }
 
     /// The request with the time that is left for it.
@@ -277,15 +294,15 @@ impl Operation<'_> {
 }
 
 impl Busy {
-    fn new(node: Arc<Node>) -> Busy {
-        node.asked();
-        Busy(node)
+    fn new(node: Arc<Node>, kind: Kind) -> Busy {
+        node.asked(kind);
+        Busy(node, kind)
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.done();
+        self.0.done(self.1);
     }
 }
 
@@ -326,11 +343,16 @@ impl Flight {
         match &judged {
             // One that refuses at once is not quick: others are asked for a moment.
             Err(
-                Verdict::Refused(Refusal::NotReady | Refusal::ClockDrift { .. } | Refusal::Overloaded(_))
+                Verdict::Refused(
+                    Refusal::NotReady | Refusal::ClockDrift { .. } | Refusal::Overloaded(Limit::Hints),
+                )
                 | Verdict::WrongKind,
             ) => {
                 self.node().failed();
             }
+            Err(Verdict::Refused(Refusal::Overloaded(
+                why @ (Limit::Requests | Limit::Unsynced | Limit::Time),
+            ))) => self.node().refused(kind, *why),
             Ok(_) | Err(Verdict::Refused(_) | Verdict::InDoubt(_) | Verdict::TimedOut { .. }) => {
                 self.node().answered(kind, self.since.elapsed());
             }

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{
+    attempts::Kind,
     nodes::{Node, Nodes},
     random::Random,
     topology::View,
@@ -20,6 +21,9 @@ const CLEARLY: f64 = 1.5;
 struct Merits {
     /// In a row, of a node that is better left alone; otherwise none.
     failures: u32,
+    /// Whether it refused requests lately, and is sent no more at present, because it has too much to do.
+    is_held: bool,
+    is_full: bool,
     is_local: bool,
     is_connected: bool,
     cost: f64,
@@ -34,6 +38,7 @@ pub(crate) struct Chooser<'a> {
     pub(crate) view: &'a View,
     pub(crate) tried: &'a [NodeId],
     pub(crate) random: &'a Random,
+    pub(crate) kind: Kind,
     pub(crate) now: Instant,
 }
 
@@ -64,7 +69,10 @@ impl Chooser<'_> {
         candidates[chosen].chosen(self.now);
         if merits[chosen].is_connected {
             let is_as_good = |other: &Merits| {
-                other.failures == 0 && other.is_local == merits[chosen].is_local && !other.is_connected
+                other.failures == 0
+                    && !other.is_held
+                    && other.is_local == merits[chosen].is_local
+                    && !other.is_connected
             };
             // One at a time: a client of a thousand nodes connects to those whose keys it uses.
             let spare = candidates.iter().zip(&merits).find(|(_, merits)| is_as_good(merits));
@@ -78,7 +86,9 @@ impl Chooser<'_> {
     fn merits(&self, node: &Node) -> Merits {
         let (failures, cost) = node.condition(self.now);
         let (is_local, is_connected) = (self.view.is_local(node.id()), node.is_connected());
-        Merits { failures, is_local, is_connected, cost }
+        let held = node.held(self.kind, self.now);
+        let (is_held, is_full) = (held.is_some(), held.is_some_and(|held| held.is_full));
+        Merits { failures, is_held, is_full, is_local, is_connected, cost }
     }
 }
 
@@ -86,7 +96,9 @@ impl Chooser<'_> {
 /// cheapest of all would send every client to the same node at once, and a preference for every small difference would
 /// leave a node idle that is as good as the others.
 fn pick(merits: &[Merits], random: &Random) -> Option<usize> {
-    let rank = |merits: &Merits| (merits.failures, !merits.is_local, !merits.is_connected);
+    let rank = |merits: &Merits| {
+        (merits.failures, merits.is_full, merits.is_held, !merits.is_local, !merits.is_connected)
+    };
     let best = merits.iter().map(rank).min()?;
     let equals: SmallVec<[usize; 8]> =
         (0..merits.len()).filter(|index| rank(&merits[*index]) == best).collect();
@@ -117,7 +129,14 @@ pub(crate) fn replicas_of(
 mod tests {
     use super::*;
 
-    const GOOD: Merits = Merits { failures: 0, is_local: true, is_connected: true, cost: 0.001 };
+    const GOOD: Merits = Merits {
+        failures: 0,
+        is_held: false,
+        is_full: false,
+        is_local: true,
+        is_connected: true,
+        cost: 0.001,
+    };
 
     /// How often each is picked.
     fn picks(merits: &[Merits]) -> Vec<u32> {
@@ -148,6 +167,17 @@ mod tests {
             "of those that failed, the one that failed least often"
         );
         assert_eq!(pick(&[], &Random::new()), None);
+    }
+
+    #[test]
+    fn a_node_that_has_too_much_to_do_is_asked_after_all_others_that_are_up() {
+        let held = Merits { is_held: true, ..GOOD };
+        let full = Merits { is_full: true, ..held };
+        let remote = Merits { is_local: false, ..GOOD };
+        let dead = Merits { failures: 1, ..GOOD };
+        assert_eq!(picks(&[full, held, remote, dead]), [0, 0, 1000, 0]);
+        assert_eq!(picks(&[full, held, dead]), [0, 1000, 0]);
+        assert_eq!(picks(&[full, dead]), [1000, 0], "waiting for a dead one would help nobody");
     }
 
     #[test]
