@@ -54,6 +54,8 @@ const CLOCK_JUMP_MS_MIN: i64 = 3;
 const CLOCK_WINDOW: Duration = Duration::from_secs(5);
 /// The least time that a peer is waited for before another is asked as well: below it, timers cost more than they save.
 const PATIENCE_MIN: Duration = Duration::from_millis(1);
+/// The longest time after which a peer that has not answered counts as silent, however slow its answers are.
+const SILENT_AFTER_MAX: Duration = Duration::from_secs(1);
 /// Limits of the time after which a peer that owes an answer and says nothing is overdue. A peer that syncs its disk says
 /// nothing of a write for some milliseconds.
 const OVERDUE_MIN: Duration = Duration::from_millis(10);
@@ -361,6 +363,13 @@ impl Peers {
         slowest.map_or(most, |slowest| slowest.max(PATIENCE_MIN).min(most))
     }
 
+    /// How long to wait for the peer's answer before it counts as silent: `least`, or twice as long as its slowest answers
+    /// take of late. Where all are slow, another question for each would make all slower.
+    pub(crate) fn silent_after(&self, node: NodeId, least: Duration) -> Duration {
+        let slowest = self.peers.get(&node).and_then(|peer| peer.slow_answers.slowest());
+        slowest.map_or(least, |slowest| (slowest * 2).min(SILENT_AFTER_MAX).max(least))
+    }
+
     /// The peer missed a deadline: others are asked before it for a while, which differs by up to a half as `random` says,
     /// so that not all come back to it at once.
     pub(crate) fn missed(&mut self, now: Now, node: NodeId, random: u32) {
@@ -640,6 +649,21 @@ mod tests {
 
     fn memories(peers: &Peers) -> Vec<(NodeId, PeerMemory)> {
         peers.peers.iter().map(|(node, peer)| (*node, peer.memory.clone())).collect()
+    }
+
+    #[test]
+    fn a_peer_whose_answers_are_slow_is_silent_later() {
+        let (settings, least) = (Settings::new(ContextKey::new([0; 32])), Duration::from_millis(50));
+        for (slowest, silent_after) in [(3, 50), (40, 80), (200, 400), (2000, 1000)] {
+            let mut peers = peers(&[PEER]);
+            assert_eq!(peers.silent_after(PEER, least), least, "nothing is known");
+            for number in 0..100 {
+                peers.answered(PEER, Duration::from_millis(number % slowest + 1), &settings);
+            }
+            peers.answered(PEER, Duration::from_millis(slowest), &settings);
+            assert_eq!(peers.silent_after(PEER, least), Duration::from_millis(silent_after));
+            assert!(peers.patience(PEER, least) <= least);
+        }
     }
 
     #[test]

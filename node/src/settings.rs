@@ -9,8 +9,8 @@ use antientropy::version::ContextKey;
 pub struct Settings {
     /// The cluster's secret, with which contexts are sealed. The same on all nodes.
     pub context_key: ContextKey,
-    /// A replica that is silent for so long is replaced by the next in a read. Lower asks more replicas than needed;
-    /// higher waits longer for a slow one.
+    /// A replica that is silent for so long, and for twice as long as its slowest answers of late, is replaced by the next in
+    /// a read. Lower asks more replicas than needed; higher waits longer for a slow one.
     pub read_retry_after: Duration,
     /// The slowest of so many answers of a replica says when another is asked as well, within a budget of one read in
     /// twenty. Higher asks later and less often.

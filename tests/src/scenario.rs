@@ -124,14 +124,19 @@ impl Scenario {
 
     /// Reads; none if the read failed.
     pub fn get(&mut self, host: usize, key: KeyId, options: ReadOptions) -> Option<Seen> {
-        let object = self.world.history().key(key).object.clone();
-        let get = Get { keyspace: object.keyspace(), key: object.key(), options };
         let read = self.world.history().reads.len();
-        let call = self.world.read(None, host, key, get);
+        let call = self.begin_get(host, key, options);
         self.wait(call);
         let found = self.world.history().reads[read].found.as_ref()?;
         let context = self.world.history().contexts.last()?.bytes.clone();
         Some(Seen { values: found.values.iter().map(|(write, _)| *write).collect(), context })
+    }
+
+    /// Reads. Gives the call, to wait for.
+    pub fn begin_get(&mut self, host: usize, key: KeyId, options: ReadOptions) -> usize {
+        let object = self.world.history().key(key).object.clone();
+        let get = Get { keyspace: object.keyspace(), key: object.key(), options };
+        self.world.read(None, host, key, get)
     }
 
     /// Waits for the outcome of a call.

@@ -272,7 +272,7 @@ impl ReadOperation {
         }
         for asked in self.asked.iter_mut().filter(|asked| asked.is_awaited()) {
             let waited = now.saturating_sub(asked.at);
-            if waited >= most {
+            if waited >= local.peers.silent_after(asked.node, most) {
                 asked.is_replaced = true;
                 local.counters.replicas_replaced += 1;
                 local.missed(asked.node);
@@ -296,7 +296,8 @@ impl ReadOperation {
             }
             // It is late already and was not replaced: there is no budget, or nobody else.
             let overdue = local.peers.overdue_at(asked.node).filter(|at| *at > now);
-            overdue.map_or(asked.at + most, |at| at.min(asked.at + most))
+            let silent = asked.at + local.peers.silent_after(asked.node, most);
+            overdue.map_or(silent, |at| at.min(silent))
         };
         let awaited = self.asked.iter().filter(|asked| asked.is_awaited());
         let next = awaited.map(late).filter(|at| *at > now).min();

@@ -30,8 +30,8 @@ impl Limits {
             read_retry_after: section.millis(
                 "read_retry_after_ms",
                 defaults.read_retry_after,
-                "milliseconds after which a silent replica is replaced by the next in a read; more waits longer for \
-                 a slow one",
+                "milliseconds after which a silent replica is replaced by the next in a read, or twice as many as its \
+                 slowest answers take of late, if that is more; a higher number waits longer for a slow one",
             ),
             forward_retry_after: section.millis(
                 "forward_retry_after_ms",
