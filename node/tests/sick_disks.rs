@@ -69,6 +69,7 @@ fn a_disk_that_takes_no_writes_costs_its_node_the_writes_and_nothing_else() {
         let keyspace = client.default_keyspace().unwrap();
         let machine = || machines.machines[SICK.0 as usize - 1].lock();
         let refused = || machines.metric(SICK, "quorate_storage_batches_refused_total").unwrap_or(0.0);
+        let first_began = Instant::now();
         for Sickness { name, strike, heal } in SICKNESSES {
             for number in 0..KEYS {
                 let put = keyspace.put(format!("{name}-{number}"), number.to_string()).w(Level::All);
@@ -107,6 +108,10 @@ fn a_disk_that_takes_no_writes_costs_its_node_the_writes_and_nothing_else() {
             }
             eprintln!("{name}: {written} writes at a quorum meanwhile, all reads answered by all");
         }
+        // Each of some hundred batches was refused, and that is said once in ten seconds.
+        let said = machines.said(SICK, "the store refuses batches");
+        let said_max = 2 + usize::try_from(first_began.elapsed().as_secs()).unwrap() / 10;
+        assert!((1..=said_max).contains(&said), "said {said} times");
         client.close().await;
     });
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -30,13 +31,16 @@ use super::{
     mailbox::{Mail, Mailbox},
     metrics::{Metrics, RequestKind, Snapshot},
 };
-use crate::{Change, ClientTag, Input, Node, Now, Output};
+use crate::{Change, ClientTag, Input, Node, Now, Output, storage::Sequence};
 
 /// How long a change of the cluster document may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether the node is ready.
 const READY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often it is said again that the store refuses batches.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// Why a node ended without being told to.
 #[derive(Debug, Error)]
@@ -121,6 +125,36 @@ pub(crate) struct Driver {
     stopping_since: Option<Duration>,
     look_again_at: Duration,
     mail: Vec<Mail>,
+    refusals: Refusals,
+}
+
+/// What is said of batches that the store refuses: a disk that is full refuses hundreds in a second.
+#[derive(Default)]
+struct Refusals {
+    /// When it was said last, until the store has refused none for a while.
+    said_at: Option<Duration>,
+    last_at: Duration,
+    unsaid: u64,
+}
+
+impl Refusals {
+    /// A batch was refused.
+    fn refused(&mut self, now: Duration, sequence: Sequence, reason: &dyn fmt::Display) {
+        self.last_at = now;
+        self.unsaid += 1;
+        if self.said_at.is_none_or(|at| now >= at + SAY_AGAIN_AFTER) {
+            warn!(sequence = sequence.0, %reason, batches = self.unsaid, "the store refuses batches");
+            (self.said_at, self.unsaid) = (Some(now), 0);
+        }
+    }
+
+    /// A batch was taken.
+    fn taken(&mut self, now: Duration) {
+        if self.said_at.is_some() && now >= self.last_at + SAY_AGAIN_AFTER {
+            info!(batches = self.unsaid, "the store has refused no batch for a while");
+            *self = Refusals::default();
+        }
+    }
 }
 
 impl Driver {
@@ -135,6 +169,7 @@ impl Driver {
             stopping_since: None,
             look_again_at: Duration::ZERO,
             mail: Vec::new(),
+            refusals: Refusals::default(),
         }
     }
 
@@ -226,9 +261,12 @@ impl Driver {
 
     fn on_commit(&mut self, now: Now, event: CommitEvent) -> Result<(), DriverError> {
         match event {
-            CommitEvent::Committed(sequence) => self.parts.node.handle(now, Input::Committed(sequence)),
+            CommitEvent::Committed(sequence) => {
+                self.refusals.taken(now.monotonic);
+                self.parts.node.handle(now, Input::Committed(sequence));
+            }
             CommitEvent::Refused(sequence, reason) => {
-                warn!(sequence = sequence.0, %reason, "the store refused a batch");
+                self.refusals.refused(now.monotonic, sequence, &reason);
                 self.parts.committer.resume();
                 self.parts.node.handle(now, Input::CommitFailed(sequence));
             }
@@ -315,8 +353,8 @@ impl Driver {
         let sequence = batch.sequence;
         let submitted = if is_awaited { committer.submit(batch) } else { committer.submit_unhurried(batch) };
         let Err(refusal) = submitted else { return false };
-        warn!(sequence = sequence.0, reason = %refusal, "the store's queue refused a batch");
         let now = self.parts.clock.now();
+        self.refusals.refused(now.monotonic, sequence, &refusal);
         self.parts.node.handle(now, Input::CommitFailed(sequence));
         true
     }

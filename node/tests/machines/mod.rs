@@ -254,11 +254,17 @@ impl Machines {
     pub(crate) fn logs(&self, lines: usize) -> String {
         let log = |machine: &Shared| {
             let machine = machine.lock();
-            let log = fs::read_to_string(machine.directory.join("log")).unwrap_or_default();
+            let log = machine.log();
             let all: Vec<&str> = log.lines().collect();
             format!("--- {}\n{}\n", machine.node, all[all.len().saturating_sub(lines)..].join("\n"))
         };
         self.machines.iter().map(log).collect()
+    }
+
+    /// How many lines of a node's log say something.
+    pub(crate) fn said(&self, node: NodeId, what: &str) -> usize {
+        let log = self.machines[node.0 as usize - 1].lock().log();
+        log.lines().filter(|line| line.contains(what)).count()
     }
 }
 
@@ -278,6 +284,11 @@ impl Machine {
     /// Where the node keeps its data.
     pub(crate) fn data(&self) -> PathBuf {
         self.directory.join("data")
+    }
+
+    /// What the node has said.
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
     /// Starts the node, if it does not run.

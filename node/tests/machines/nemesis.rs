@@ -112,6 +112,12 @@ impl Fault {
     }
 }
 
+/// What the cluster lacked of being whole, and from when on since a fault was over.
+pub(crate) type Lacking = Vec<(Duration, String)>;
+
+/// Of these, as many are kept.
+const LACKING_MAX: usize = 40;
+
 /// What the checkers have to know of the faults.
 #[derive(Default)]
 pub(crate) struct Noted {
@@ -120,8 +126,8 @@ pub(crate) struct Noted {
     clocks_were_wrong: bool,
     /// How often each fault struck.
     pub(crate) struck: BTreeMap<Fault, u32>,
-    /// The longest that the cluster took to be whole again, and after what.
-    pub(crate) slowest: Option<(Duration, Fault)>,
+    /// The longest that the cluster took to be whole again, after what, and what was lacking meanwhile.
+    pub(crate) slowest: Option<(Duration, Fault, Lacking)>,
     /// How many bits flipped in tables of records or of what nodes know of themselves.
     pub(crate) records_struck: u32,
     /// What did not become whole again.
@@ -174,7 +180,7 @@ impl Nemesis<'_> {
             let struck = Instant::now();
             let at = self.now();
             self.strike(fault).await;
-            self.settle(fault).await;
+            let lacking = self.settle(fault).await;
             if let Some(node) = self.went_back.take() {
                 self.noted.regressions.last_mut().unwrap().2 = self.now();
                 // What is torn off the end of a journal may be what nobody has heard of.
@@ -185,8 +191,8 @@ impl Nemesis<'_> {
             }
             *self.noted.struck.entry(fault).or_default() += 1;
             let took = struck.elapsed();
-            if self.noted.slowest.is_none_or(|(slowest, _)| took > slowest) {
-                self.noted.slowest = Some((took, fault));
+            if self.noted.slowest.as_ref().is_none_or(|(slowest, ..)| took > *slowest) {
+                self.noted.slowest = Some((took, fault, lacking));
             }
             let pause = self.dice.time(Duration::from_millis(200), Duration::from_millis(1000));
             tokio::time::sleep(pause).await;
@@ -429,11 +435,17 @@ impl Nemesis<'_> {
     }
 
     /// Waits until all nodes are up, recorded, whole and voters again; readmits those that are not recorded.
-    async fn settle(&mut self, fault: Fault) {
-        let began = Instant::now();
+    async fn settle(&mut self, fault: Fault) -> Lacking {
+        let (began, mut lacked) = (Instant::now(), Lacking::new());
         loop {
             self.hear_of_loss();
             let Some(lacking) = self.what_lacks().await else { break };
+            let kind = |text: &str| text.replace(|letter: char| letter.is_ascii_digit(), "");
+            if lacked.len() < LACKING_MAX
+                && lacked.last().is_none_or(|(_, last)| kind(last) != kind(&lacking))
+            {
+                lacked.push((began.elapsed(), lacking.clone()));
+            }
             if began.elapsed() > RECOVER_TIMEOUT {
                 self.noted.failures.push(format!("{fault:?} at {}: {lacking}", self.now()));
                 break;
@@ -447,6 +459,7 @@ impl Nemesis<'_> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+        lacked
     }
 
     /// Looks whether a node has noticed that its store went back: from then on it is not believed.
