@@ -17,6 +17,13 @@
 //! DeCandia et al., "Dynamo: Amazon's Highly Available Key-value Store" (SOSP 2007). Where Dynamo has vector
 //! clocks, Quorate has dotted version vectors; [`version`] says why.
 //!
+//! What two replicas hold is compared by sums that are always current ([`hash_tree`]), and what differs is found at a cost
+//! that follows from how much differs, not from how much there is ([`sketch`]). Nodes do not use these two yet: their
+//! exchanges list keys.
+//!
 //! The crate is pure: no I/O, no clock, no generator, no threads. Time and randomness are arguments.
 
+pub mod hash_tree;
+pub mod residue;
+pub mod sketch;
 pub mod version;
