@@ -125,6 +125,7 @@ pub(crate) struct Attempts {
     kind: Kind,
     max: u32,
     begun: u32,
+    sent: u32,
     waits: u32,
     has_refetched: bool,
     refusal: Option<Refusal>,
@@ -141,6 +142,7 @@ impl Attempts {
             kind,
             max,
             begun: 0,
+            sent: 0,
             waits: 0,
             has_refetched: false,
             refusal: None,
@@ -158,8 +160,8 @@ impl Attempts {
             Kind::Write { retry_in_doubt } => retry_in_doubt,
         };
         // Each waits longer than the one before: where everything is slow, more attempts make it slower.
-        let factor = 1 << self.begun.min(8);
-        self.begun += 1;
+        let factor = 1 << self.sent.min(8);
+        (self.begun, self.sent) = (self.begun + 1, self.sent + 1);
         Patience {
             slice: slice.saturating_mul(factor),
             slice_max: self.kind.slice_max().saturating_mul(factor),

@@ -85,6 +85,8 @@ enum Link {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held {
     pub(crate) why: Limit,
+    /// Whether it has just refused a request.
+    pub(crate) is_avoided: bool,
     /// Whether it is sent nothing more at present.
     pub(crate) is_full: bool,
 }
@@ -241,7 +243,11 @@ impl Node {
     pub(crate) fn held(&self, kind: Kind, now: Instant) -> Option<Held> {
         let window = self.lock_health().windows[kind.index()];
         let why = window.held(now)?;
-        Some(Held { why, is_full: window.full(now, self.under_way(kind)).is_some() })
+        Some(Held {
+            why,
+            is_avoided: window.is_avoided(now),
+            is_full: window.full(now, self.under_way(kind)).is_some(),
+        })
     }
 
     /// It was chosen for a request. If it has rested, that is its probe: no other request is risked meanwhile.

@@ -133,8 +133,12 @@ impl Operation<'_> {
                     continue;
                 }
                 Event::Begun(Err(NotBegun::HeldBack(node, limit))) => {
-                    let next = attempts.end(Ended::HeldBack(limit));
-                    let next = if node.take_retry() { next } else { Next::Stop };
+                    // Those that were tried may have room by then.
+                    tried.clear();
+                    let next = match attempts.end(Ended::HeldBack(limit)) {
+                        Next::Backoff if !node.take_retry() => Next::Stop,
+                        next => next,
+                    };
                     next_at = self.after(next, Epoch(0), &mut attempts).await;
                 }
                 Event::Begun(Err(NotBegun::Unreached(node, unreached))) => {
@@ -223,17 +227,17 @@ impl Operation<'_> {
         {
             return Some(Err(NotBegun::HeldBack(node, held.why)));
         }
-        let epoch = view.document.epoch;
+        let (epoch, busy) = (view.document.epoch, Busy::new(node.clone(), self.kind));
         // Nearly always there is a connection with room in its queue, and nothing to wait for.
         if let Some(connection) = node.connection()
             && let Some(pending) = connection.try_begin(|| Question::Data(self.request_at(now)))
         {
             trace!(node = %node.id(), "sent");
-            return Some(Ok(Flight { pending, busy: Busy::new(node, self.kind), since: now, epoch }));
+            return Some(Ok(Flight { pending, busy, since: now, epoch }));
         }
         let id = node.id();
         // In a box, like whatever is rarely run: every operation would have to be as large as this.
-        let begun = Box::pin(self.begin_slowly(node, epoch)).await;
+        let begun = Box::pin(self.begin_slowly(node, busy, epoch)).await;
         Some(begun.map_err(|unreached| NotBegun::Unreached(id, unreached)))
     }
 
@@ -252,7 +256,7 @@ impl Operation<'_> {
     }
 
     /// Sends an attempt once there is a connection, and room in its queue.
-    async fn begin_slowly(&self, node: Arc<Node>, epoch: Epoch) -> Result<Flight, Unreached> {
+    async fn begin_slowly(&self, node: Arc<Node>, busy: Busy, epoch: Epoch) -> Result<Flight, Unreached> {
         let until = self.deadline.min(Instant::now() + LINK_WAIT);
         let connection = self.cluster.nodes.connection(&node, until).await?;
         let unsent = |cause| Unreached { address: node.address().to_owned(), cause };
@@ -261,7 +265,7 @@ impl Operation<'_> {
             timeout_at(until, connection.begin(|| Question::Data(self.request_at(Instant::now())))).await;
         let pending = begun.unwrap_or(Err(DialError::QueueFull)).map_err(unsent)?;
         trace!(node = %node.id(), "sent");
-        Ok(Flight { pending, busy: Busy::new(node, self.kind), since: Instant::now(), epoch })
+        Ok(Flight { pending, busy, since: Instant::now(), epoch })
     }
 
     /// The request with the time that is left for it.

@@ -21,9 +21,9 @@ const CLEARLY: f64 = 1.5;
 struct Merits {
     /// In a row, of a node that is better left alone; otherwise none.
     failures: u32,
-    /// Whether it refused requests lately, and is sent no more at present, because it has too much to do.
-    is_held: bool,
+    /// Whether it is sent no more at present, and has just refused a request, because it has too much to do.
     is_full: bool,
+    is_avoided: bool,
     is_local: bool,
     is_connected: bool,
     cost: f64,
@@ -70,7 +70,7 @@ impl Chooser<'_> {
         if merits[chosen].is_connected {
             let is_as_good = |other: &Merits| {
                 other.failures == 0
-                    && !other.is_held
+                    && !other.is_avoided
                     && other.is_local == merits[chosen].is_local
                     && !other.is_connected
             };
@@ -87,8 +87,9 @@ impl Chooser<'_> {
         let (failures, cost) = node.condition(self.now);
         let (is_local, is_connected) = (self.view.is_local(node.id()), node.is_connected());
         let held = node.held(self.kind, self.now);
-        let (is_held, is_full) = (held.is_some(), held.is_some_and(|held| held.is_full));
-        Merits { failures, is_held, is_full, is_local, is_connected, cost }
+        let is_full = held.is_some_and(|held| held.is_full);
+        let is_avoided = held.is_some_and(|held| held.is_avoided);
+        Merits { failures, is_full, is_avoided, is_local, is_connected, cost }
     }
 }
 
@@ -97,7 +98,7 @@ impl Chooser<'_> {
 /// leave a node idle that is as good as the others.
 fn pick(merits: &[Merits], random: &Random) -> Option<usize> {
     let rank = |merits: &Merits| {
-        (merits.failures, merits.is_full, merits.is_held, !merits.is_local, !merits.is_connected)
+        (merits.failures, merits.is_full, merits.is_avoided, !merits.is_local, !merits.is_connected)
     };
     let best = merits.iter().map(rank).min()?;
     let equals: SmallVec<[usize; 8]> =
@@ -131,8 +132,8 @@ mod tests {
 
     const GOOD: Merits = Merits {
         failures: 0,
-        is_held: false,
         is_full: false,
+        is_avoided: false,
         is_local: true,
         is_connected: true,
         cost: 0.001,
@@ -171,12 +172,12 @@ mod tests {
 
     #[test]
     fn a_node_that_has_too_much_to_do_is_asked_after_all_others_that_are_up() {
-        let held = Merits { is_held: true, ..GOOD };
-        let full = Merits { is_full: true, ..held };
+        let refusing = Merits { is_avoided: true, ..GOOD };
+        let full = Merits { is_full: true, ..refusing };
         let remote = Merits { is_local: false, ..GOOD };
         let dead = Merits { failures: 1, ..GOOD };
-        assert_eq!(picks(&[full, held, remote, dead]), [0, 0, 1000, 0]);
-        assert_eq!(picks(&[full, held, dead]), [0, 1000, 0]);
+        assert_eq!(picks(&[full, refusing, remote, dead]), [0, 0, 1000, 0]);
+        assert_eq!(picks(&[full, refusing, dead]), [0, 1000, 0]);
         assert_eq!(picks(&[full, dead]), [1000, 0], "waiting for a dead one would help nobody");
     }
 

@@ -14,15 +14,17 @@ use crate::Limit;
 
 /// How long a node is held back from after its last refusal.
 const HELD_FOR: Duration = Duration::from_secs(1);
+/// How long another node is asked rather than one that has just refused, even if it has room.
+const AVOIDED_FOR: Duration = Duration::from_millis(100);
 /// So many requests at once are always sent.
-const SIZE_MIN: f32 = 16.0;
+const SIZE_MIN: f64 = 16.0;
 /// By how much a window grows while as many answers come as it has requests.
-const GROWTH: f32 = 16.0;
+const GROWTH: f64 = 16.0;
 
 /// See the module's documentation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
-    size: f32,
+    size: f64,
     /// The last refusal, and why it was one; none if there was none yet.
     refused: Option<(Instant, Limit)>,
 }
@@ -54,15 +56,19 @@ impl Window {
         (now < at + HELD_FOR).then_some(why)
     }
 
+    /// Whether the node has refused a request just now.
+    pub(crate) fn is_avoided(&self, now: Instant) -> bool {
+        self.refused.is_some_and(|(at, _)| now < at + AVOIDED_FOR)
+    }
+
     /// Why no further request is sent while so many are under way; none if there is room for it.
     pub(crate) fn full(&self, now: Instant, under_way: u32) -> Option<Limit> {
         self.held(now).filter(|_| as_size(under_way) >= self.size)
     }
 }
 
-fn as_size(under_way: u32) -> f32 {
-    // Connections have room for a few thousand.
-    f32::from(u16::try_from(under_way).unwrap_or(u16::MAX))
+fn as_size(under_way: u32) -> f64 {
+    f64::from(under_way)
 }
 
 #[cfg(test)]
