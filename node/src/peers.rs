@@ -55,7 +55,7 @@ const CLOCK_WINDOW: Duration = Duration::from_secs(5);
 /// The least time that a peer is waited for before another is asked as well: below it, timers cost more than they save.
 const PATIENCE_MIN: Duration = Duration::from_millis(1);
 /// The longest time after which a peer that has not answered counts as silent, however slow its answers are.
-const SILENT_AFTER_MAX: Duration = Duration::from_secs(1);
+const SILENT_AFTER_MAX: Duration = Duration::from_millis(500);
 /// Limits of the time after which a peer that owes an answer and says nothing is overdue. A peer that syncs its disk says
 /// nothing of a write for some milliseconds.
 const OVERDUE_MIN: Duration = Duration::from_millis(10);
@@ -654,7 +654,7 @@ mod tests {
     #[test]
     fn a_peer_whose_answers_are_slow_is_silent_later() {
         let (settings, least) = (Settings::new(ContextKey::new([0; 32])), Duration::from_millis(50));
-        for (slowest, silent_after) in [(3, 50), (40, 80), (200, 400), (2000, 1000)] {
+        for (slowest, silent_after) in [(3, 50), (40, 80), (200, 400), (2000, 500)] {
             let mut peers = peers(&[PEER]);
             assert_eq!(peers.silent_after(PEER, least), least, "nothing is known");
             for number in 0..100 {

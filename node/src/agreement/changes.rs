@@ -51,8 +51,8 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     target: Introduced,
-    /// What the document recorded when this was wanted first.
-    over: Introduced,
+    /// What the document recorded when this was wanted, and since which epoch: a store that was replaced may come back.
+    over: (Introduced, Epoch),
     /// The document that it may have been proposed as. When another of that epoch is held, it has come or will not.
     epoch: Epoch,
 }
@@ -151,8 +151,9 @@ impl Changes {
                 && pending.deadline > now
                 && heard.is_some_and(|heard| heard.is_current && heard.introduced != recorded)
             {
-                pending.state =
-                    State::Waiting { wanted: Some(Wanted { target: recorded, over: recorded, epoch }) };
+                // It is recorded, so nothing depends on what was before.
+                let over = (recorded, epoch);
+                pending.state = State::Waiting { wanted: Some(Wanted { target: recorded, over, epoch }) };
                 return true;
             }
             let is_heard_as = |recorded| heard.is_some_and(|heard| heard.introduced == recorded);
@@ -239,11 +240,12 @@ fn readmit(
         return invalid(format!("{node} is not a member"));
     };
     let recorded = (member.store, member.voter);
+    let over = (recorded, member.recorded);
     let done = Outlook::Done(ControlReply::Readmitted { epoch: document.epoch }, Some(recorded));
     let target = match (heard, *wanted) {
         (None, None) => return too_early(format!("{node} is not heard, so its store is not known")),
         (None, Some(wanted)) if wanted.target == recorded => return done,
-        (None, Some(wanted)) if wanted.over == recorded => wanted.target,
+        (None, Some(wanted)) if wanted.over == over => wanted.target,
         // Another change has recorded yet another, and only the node can say which is the later one.
         (None, Some(_)) => return Outlook::Unsettled,
         (Some(heard), None) if heard.introduced == recorded => {
@@ -266,9 +268,14 @@ fn readmit(
         (Some(heard), _) => heard.introduced,
     };
     let next = document.readmit(node, target.0, target.1);
-    *wanted = Some(Wanted { target, over: recorded, epoch: next.epoch });
+    let before = wanted.replace(Wanted { target, over, epoch: next.epoch });
     match next.validate() {
         Ok(()) => Outlook::Open(Box::new(next)),
+        // What was wanted before may have been proposed, and be decided yet.
+        Err(_) if before.is_some() => {
+            *wanted = before;
+            Outlook::Unsettled
+        }
         Err(faults) => {
             let faults = faults.iter().map(ToString::to_string).collect();
             Outlook::Refused(ControlError::Invalid(faults))
@@ -424,6 +431,8 @@ mod tests {
         assert!(changes.next(&first, |_| heard(12)).is_some());
         assert!(changes.review(&second, |_| None).is_empty());
         assert!(changes.next(&second, |_| None).is_none());
+        let back = second.readmit(NODE, first.members[&NODE].store, first.members[&NODE].voter);
+        assert!(changes.next(&back, |_| None).is_none(), "the first disk is back, and has been away");
         let unrelated = first.successor();
         assert!(changes.next(&unrelated, |_| None).is_some(), "no other has recorded it meanwhile");
     }

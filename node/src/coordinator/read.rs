@@ -179,7 +179,10 @@ impl ReadOperation {
             timer: deadline,
         };
         read.ask_more(local);
-        read.look_again(local);
+        // With nobody to ask there is the deadline.
+        if read.asked.is_empty() {
+            read.look_again(local);
+        }
         read
     }
 
@@ -329,6 +332,7 @@ impl ReadOperation {
 
     /// Asks as many more replicas as the level requires beside those that answered or may yet in time.
     fn ask_more<S: Store>(&mut self, local: &mut Local<S>) {
+        let mut is_more = false;
         for group in self.tally.groups().to_vec() {
             let hopeful = |asked: &&Asked| {
                 group.members.contains(&asked.node)
@@ -339,7 +343,9 @@ impl ReadOperation {
                     }
             };
             let short = usize::from(group.required).saturating_sub(self.asked.iter().filter(hopeful).count());
-            for node in self.candidates(local, &group.members).into_iter().take(short) {
+            let candidates = self.candidates(local, &group.members);
+            is_more |= short > 0 && !candidates.is_empty();
+            for node in candidates.into_iter().take(short) {
                 let wants_data = !self.asked.iter().any(|asked| {
                     matches!(asked.answer, Some(Answer::Data(..)))
                         || (asked.kind == ReadKind::Data && asked.answer.is_none() && !asked.is_replaced)
@@ -349,6 +355,10 @@ impl ReadOperation {
                 self.asked.push(Asked { node, kind, at, is_replaced: false, answer: None });
                 self.ask(local, node, kind);
             }
+        }
+        // They may be late before the others are.
+        if is_more {
+            self.look_again(local);
         }
     }
 
@@ -460,6 +470,7 @@ impl ReadOperation {
             }
         }
         if is_fetching {
+            self.look_again(local);
             return Ended::Step(Step::Continue);
         }
         let mut result: Option<Arc<Record>> = None;

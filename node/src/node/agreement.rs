@@ -54,6 +54,7 @@ impl<S: Store> Node<S> {
             let heard = |node| heard(local, own, node);
             let ended = self.agreement.changes.take_ended(now, heard, |epoch| is_everywhere(local, epoch));
             ended.into_iter().for_each(|ended| self.changed(ended));
+            self.review_changes();
             self.begin_round();
         }
     }
