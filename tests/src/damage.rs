@@ -186,6 +186,7 @@ impl World {
                 format!("lost of {durability:?} key {key}: {record:?}; left: {survivors:?}")
             });
             self.history.losses.push(Loss {
+                node: self.hosts[index].node,
                 key: KeyId(key),
                 at,
                 durability,

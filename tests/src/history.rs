@@ -264,6 +264,8 @@ pub struct Damage {
 /// What one fault destroyed of one key.
 #[derive(Clone, Debug)]
 pub struct Loss {
+    /// Which node.
+    pub node: NodeId,
     /// The key.
     pub key: KeyId,
     /// When.

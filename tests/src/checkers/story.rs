@@ -123,7 +123,14 @@ impl Story {
         let left = left.iter().filter_map(|values| self.record(values));
         let survivors = left.map(|record| (NodeId(2), record)).collect();
         let before = self.record(before).unwrap();
-        self.history.losses.push(Loss { key: KEY, at: Moment(at), durability, before, survivors });
+        self.history.losses.push(Loss {
+            node: NodeId(1),
+            key: KEY,
+            at: Moment(at),
+            durability,
+            before,
+            survivors,
+        });
     }
 
     /// Node 1's disk goes back behind these values.
