@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    attempts::Kind,
     cluster::{CONTROL_SLICE, member},
     failure::ControlFailure,
     keyspace::KeyspaceHandle,
@@ -222,7 +223,8 @@ impl Partition {
             .map_err(Refusal::Unsatisfiable)?;
         // A node that failed lately is asked if the others do not suffice: each partition would wait for it anew.
         let (nodes, now) = (&keyspace.cluster().nodes, Instant::now());
-        let is_resting = |id: NodeId| nodes.get(id).is_none_or(|node| node.condition(now).0 > 0);
+        let is_resting =
+            |id: NodeId| nodes.get(id).is_none_or(|node| node.condition(Kind::Read, now).failures > 0);
         replicas.sort_by_key(|replica| is_resting(replica.owner.node));
         let (chosen, spares) = split(replicas, &required);
         let mut partition = Partition {

@@ -81,14 +81,18 @@ enum Link {
     Up(Arc<Connection>),
 }
 
-/// A node that has too much to do.
+/// What speaks for and against asking a node.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Held {
-    pub(crate) why: Limit,
-    /// Whether it has just refused a request.
-    pub(crate) is_avoided: bool,
-    /// Whether it is sent nothing more at present.
+pub(crate) struct Condition {
+    /// How many times in a row it has failed, if that was so recently that others are better asked (as those do that find
+    /// another's probe under way); otherwise none.
+    pub(crate) failures: u32,
+    /// Whether it is sent nothing more at present, and whether it has just refused a request, because it has too much to do.
     pub(crate) is_full: bool,
+    pub(crate) is_avoided: bool,
+    /// Its latency of late, for each request that it has already; little for a node that was not asked for long, so that
+    /// it is asked again.
+    pub(crate) cost: f64,
 }
 
 type Dialing = watch::Receiver<Option<Result<Arc<Connection>, DialError>>>;
@@ -226,28 +230,24 @@ impl Node {
         }
     }
 
-    /// How it is: how many times in a row it has failed if that was so recently that others are better asked (as those do
-    /// that find another's probe under way), and what it would cost to ask it. That is its latency of late, for each request that it has already;
-    /// little for a node that was not asked for long, so that it is asked again.
-    pub(crate) fn condition(&self, now: Instant) -> (u32, f64) {
+    /// How it is, for a request of this kind.
+    pub(crate) fn condition(&self, kind: Kind, now: Instant) -> Condition {
         let queued: u32 = self.in_flight.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-        let health = *self.lock_health();
+        let health = self.lock_health();
+        let window = &health.windows[kind.index()];
         let is_resting = health.rests_until.is_some_and(|until| now < until);
         let latency_s = if health.samples < SAMPLES_MIN { 0.0 } else { health.latency_s(now) };
-        let failures = if is_resting { health.failures } else { 0 };
-        (failures, latency_s.max(LATENCY_FLOOR_S) * (f64::from(queued) + 1.0))
+        Condition {
+            failures: if is_resting { health.failures } else { 0 },
+            is_full: window.full(now, self.under_way(kind)).is_some(),
+            is_avoided: window.is_avoided(now),
+            cost: latency_s.max(LATENCY_FLOOR_S) * (f64::from(queued) + 1.0),
+        }
     }
 
-    /// Why it refused a request lately because it has too much to do, and whether another would be one too many; none if it
-    /// did not.
-    pub(crate) fn held(&self, kind: Kind, now: Instant) -> Option<Held> {
-        let window = self.lock_health().windows[kind.index()];
-        let why = window.held(now)?;
-        Some(Held {
-            why,
-            is_avoided: window.is_avoided(now),
-            is_full: window.full(now, self.under_way(kind)).is_some(),
-        })
+    /// Why it is sent nothing more of this kind at present; none if it is.
+    pub(crate) fn full(&self, kind: Kind, now: Instant) -> Option<Limit> {
+        self.lock_health().windows[kind.index()].full(now, self.under_way(kind))
     }
 
     /// It was chosen for a request. If it has rested, that is its probe: no other request is risked meanwhile.

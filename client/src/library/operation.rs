@@ -222,10 +222,8 @@ impl Operation<'_> {
     async fn begin(&self, tried: &[NodeId], now: Instant) -> Option<Result<Flight, NotBegun>> {
         let view = self.cluster.view();
         let node = self.choose(&view, tried, now)?;
-        if let Some(held) = node.held(self.kind, now)
-            && held.is_full
-        {
-            return Some(Err(NotBegun::HeldBack(node, held.why)));
+        if let Some(why) = node.full(self.kind, now) {
+            return Some(Err(NotBegun::HeldBack(node, why)));
         }
         let (epoch, busy) = (view.document.epoch, Busy::new(node.clone(), self.kind));
         // Nearly always there is a connection with room in its queue, and nothing to wait for.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     attempts::Kind,
-    nodes::{Node, Nodes},
+    nodes::{Condition, Node, Nodes},
     random::Random,
     topology::View,
 };
@@ -84,11 +84,8 @@ impl Chooser<'_> {
     }
 
     fn merits(&self, node: &Node) -> Merits {
-        let (failures, cost) = node.condition(self.now);
+        let Condition { failures, is_full, is_avoided, cost } = node.condition(self.kind, self.now);
         let (is_local, is_connected) = (self.view.is_local(node.id()), node.is_connected());
-        let held = node.held(self.kind, self.now);
-        let is_full = held.is_some_and(|held| held.is_full);
-        let is_avoided = held.is_some_and(|held| held.is_avoided);
         Merits { failures, is_full, is_avoided, is_local, is_connected, cost }
     }
 }

@@ -36,7 +36,7 @@ impl Window {
     /// Of the requests that are `under_way`, this one among them, one was refused.
     pub(crate) fn refused(&mut self, now: Instant, under_way: u32, why: Limit) {
         if self.held(now).is_none() {
-            self.size = as_size(under_way);
+            self.size = f64::from(under_way);
         }
         self.size = (self.size - 1.0).max(SIZE_MIN);
         self.refused = Some((now, why));
@@ -45,13 +45,13 @@ impl Window {
     /// Of the requests that are `under_way`, this one among them, one was answered. A window that is hardly used does not
     /// grow: nothing is known of what the node would take.
     pub(crate) fn answered(&mut self, now: Instant, under_way: u32) {
-        if self.held(now).is_some() && as_size(under_way) * 2.0 >= self.size {
+        if self.held(now).is_some() && f64::from(under_way) * 2.0 >= self.size {
             self.size += GROWTH / self.size;
         }
     }
 
     /// Why the node refused a request lately, if it did.
-    pub(crate) fn held(&self, now: Instant) -> Option<Limit> {
+    fn held(&self, now: Instant) -> Option<Limit> {
         let (at, why) = self.refused?;
         (now < at + HELD_FOR).then_some(why)
     }
@@ -63,12 +63,8 @@ impl Window {
 
     /// Why no further request is sent while so many are under way; none if there is room for it.
     pub(crate) fn full(&self, now: Instant, under_way: u32) -> Option<Limit> {
-        self.held(now).filter(|_| as_size(under_way) >= self.size)
+        self.held(now).filter(|_| f64::from(under_way) >= self.size)
     }
-}
-
-fn as_size(under_way: u32) -> f64 {
-    f64::from(under_way)
 }
 
 #[cfg(test)]
