@@ -12,7 +12,6 @@ mod settings;
 
 use std::{
     cell::Cell,
-    path::Path,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -21,7 +20,6 @@ use client::{Client, KeyspaceHandle};
 use machines::{Dice, Machine, Machines};
 use ring::NodeId;
 use settings::number_from;
-use tokio::task::LocalSet;
 
 const NODES: u32 = 3;
 const WRITERS: u64 = 16;
@@ -131,15 +129,8 @@ async fn recovered(client: &Client) {
 fn healthy_writes_do_not_feel_a_replica_that_is_not() {
     let time = Duration::from_secs(number_from("QUORATE_HEALTHY_SECONDS", 2));
     let limits = format!("hints_per_peer_max = {HINTS_MAX}\n");
-    let program = Path::new(env!("CARGO_BIN_EXE_quorated"));
-    let machines = match Machines::with_limits(program, NODES, &limits) {
-        Ok(machines) => machines,
-        Err(reason) => return eprintln!("SKIPPED, NOTHING WAS TESTED: machines cannot be had: {reason}"),
-    };
-    machines.start_all();
-    machines.outside().enter().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
+    let Some(machines) = Machines::started(NODES, &limits) else { return };
+    machines.block_on(async {
         let client = machines.client().await;
         let keyspace = client.default_keyspace().unwrap();
         let third = |change: &dyn Fn(&mut Machine)| change(&mut machines.machines[2].lock());

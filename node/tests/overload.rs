@@ -8,14 +8,12 @@ mod settings;
 
 use std::{
     collections::BTreeSet,
-    path::Path,
     time::{Duration, Instant},
 };
 
 use client::{Limit, Refusal, WriteFailure};
 use machines::{Machines, network::Weather};
 use ring::NodeId;
-use tokio::task::LocalSet;
 
 /// Requests that arrive together.
 const BURST: usize = 2000;
@@ -26,17 +24,11 @@ const TAKEN_MIN: usize = 256;
 /// those wait.
 #[test]
 fn what_is_too_much_is_refused_at_once() {
-    let machines = match Machines::with_limits(Path::new(env!("CARGO_BIN_EXE_quorated")), 3, "") {
-        Ok(machines) => machines,
-        Err(reason) => return eprintln!("SKIPPED, NOTHING WAS TESTED: machines cannot be had: {reason}"),
-    };
+    let Some(machines) = Machines::started(3, "") else { return };
     if let Err(reason) = &machines.can_fail_syncs {
         return eprintln!("SKIPPED, NOTHING WAS TESTED: {reason}");
     }
-    machines.start_all();
-    machines.outside().enter().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
+    machines.block_on(async {
         let client = machines.client().await;
         let keyspace = client.default_keyspace().unwrap();
         // All requests go to the first node.

@@ -219,8 +219,7 @@ fn a_clock_that_is_off_dates_nothing_and_is_seen() {
         return eprintln!("SKIPPED, NOTHING WAS TESTED: {reason}");
     }
     machines.start_all();
-    machines.outside().enter().unwrap();
-    runtime().block_on(async {
+    machines.block_on(async {
         let client = machines.client().await;
         let keyspace = client.default_keyspace().unwrap();
         let node = NodeId(2);

@@ -7,10 +7,7 @@
 mod machines;
 mod settings;
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use client::{KeyspaceHandle, Level};
 use machines::{Machine, Machines};
@@ -56,15 +53,8 @@ async fn read_all(keyspace: &KeyspaceHandle, name: &str) {
 
 #[test]
 fn a_disk_that_takes_no_writes_costs_its_node_the_writes_and_nothing_else() {
-    let program = Path::new(env!("CARGO_BIN_EXE_quorated"));
-    let machines = match Machines::with_limits(program, 3, "exchange_interval_ms = 1000\n") {
-        Ok(machines) => machines,
-        Err(reason) => return eprintln!("SKIPPED, NOTHING WAS TESTED: machines cannot be had: {reason}"),
-    };
-    machines.start_all();
-    machines.outside().enter().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
+    let Some(machines) = Machines::started(3, "exchange_interval_ms = 1000\n") else { return };
+    machines.block_on(async {
         let client = machines.client().await;
         let keyspace = client.default_keyspace().unwrap();
         let machine = || machines.machines[SICK.0 as usize - 1].lock();

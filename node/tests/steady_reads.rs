@@ -9,16 +9,12 @@
 mod machines;
 mod settings;
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use client::KeyspaceHandle;
 use machines::{Dice, Machines};
 use ring::NodeId;
 use settings::number_from;
-use tokio::task::LocalSet;
 
 const KEYS: u64 = 5000;
 /// Between two reads.
@@ -77,15 +73,8 @@ async fn measure(keyspace: &KeyspaceHandle, time: Duration) -> Phase {
 #[test]
 fn reads_do_not_wait_for_a_replica_that_stands_still_for_a_moment() {
     let time = Duration::from_secs(number_from("QUORATE_STEADY_SECONDS", 3));
-    let program = Path::new(env!("CARGO_BIN_EXE_quorated"));
-    let machines = match Machines::with_limits(program, 3, "exchange_interval_ms = 1000\n") {
-        Ok(machines) => machines,
-        Err(reason) => return eprintln!("SKIPPED, NOTHING WAS TESTED: machines cannot be had: {reason}"),
-    };
-    machines.start_all();
-    machines.outside().enter().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
+    let Some(machines) = Machines::started(3, "exchange_interval_ms = 1000\n") else { return };
+    machines.block_on(async {
         let client = machines.client().await;
         let keyspace = client.default_keyspace().unwrap();
         for number in 0..KEYS {

@@ -34,6 +34,7 @@ use client::{Client, ClientConfig};
 use network::{Namespace, Switch, address};
 use node::shell::dev::DevOptions;
 use ring::NodeId;
+use tokio::task::LocalSet;
 use volume::Volume;
 
 /// The size of a node's file system.
@@ -130,9 +131,20 @@ impl Machines {
         Machines::make(program, nodes, with_clocks, seed, "exchange_interval_ms = 2000\n")
     }
 
-    /// So many machines with these limits in their configurations.
-    pub(crate) fn with_limits(program: &Path, nodes: u32, limits: &str) -> Result<Machines, String> {
-        Machines::make(program, nodes, false, 0, limits)
+    /// So many machines with these limits in their configurations, all of them started. None if they cannot be had, which is
+    /// said: nothing is tested then.
+    pub(crate) fn started(nodes: u32, limits: &str) -> Option<Machines> {
+        let program = Path::new(env!("CARGO_BIN_EXE_quorated"));
+        match Machines::make(program, nodes, false, 0, limits) {
+            Ok(machines) => {
+                machines.start_all();
+                Some(machines)
+            }
+            Err(reason) => {
+                eprintln!("SKIPPED, NOTHING WAS TESTED: machines cannot be had: {reason}");
+                None
+            }
+        }
     }
 
     fn make(
@@ -259,6 +271,13 @@ impl Machines {
             format!("--- {}\n{}\n", machine.node, all[all.len().saturating_sub(lines)..].join("\n"))
         };
         self.machines.iter().map(log).collect()
+    }
+
+    /// Runs a test from outside of the machines, where it can spawn tasks of its own thread.
+    pub(crate) fn block_on<F: Future>(&self, test: F) -> F::Output {
+        self.outside().enter().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, test)
     }
 
     /// How many lines of a node's log say something.
