@@ -211,6 +211,7 @@ impl<S: Store> Node<S> {
         // What is said again, by the same peer or by others, is about the same loss.
         if local.counters.store_went_back == 0 {
             local.counters.store_went_back = 1;
+            self.went_back_from = Some(from);
             let partitions: Vec<PartitionId> = local.copies.partitions().collect();
             for partition in partitions {
                 local.fill(partition);

@@ -96,6 +96,8 @@ pub struct Node<S> {
     marks_lost: BTreeSet<PartitionId>,
     /// When a document was last asked for, if it has not come.
     document_asked: Option<Duration>,
+    /// How far a peer had seen this store come, if that is further than it had recovered to.
+    went_back_from: Option<Sequence>,
     /// Who was heard to have a newer document, and of which epoch: it is asked until it answers. What waits for the
     /// document may be all that anyone would say.
     newer_epoch: Option<(NodeId, Epoch)>,
@@ -221,6 +223,7 @@ impl<S: Store> Node<S> {
             adopting: None,
             marks_lost: BTreeSet::new(),
             document_asked: None,
+            went_back_from: None,
             newer_epoch: None,
             stopped: Stopped::No,
             has_left_hints: false,
@@ -660,6 +663,13 @@ impl<S: Store> Node<S> {
     #[must_use]
     pub fn founders_differing(&self) -> Vec<NodeId> {
         self.agreement.forming.iter().flat_map(Forming::differing).collect()
+    }
+
+    /// How far a peer had seen this store come before it went back in time, if it did: see
+    /// [`Counters::store_went_back`].
+    #[must_use]
+    pub fn went_back_from(&self) -> Option<Sequence> {
+        self.went_back_from
     }
 
     /// What this node has counted.

@@ -31,7 +31,10 @@ use super::{
     mailbox::{Mail, Mailbox},
     metrics::{Metrics, RequestKind, Snapshot},
 };
-use crate::{Change, ClientTag, Input, Node, Now, Output, storage::Sequence};
+use crate::{
+    Change, ClientTag, Input, Node, Now, Output,
+    storage::{Sequence, Store},
+};
 
 /// How long a change of the cluster document may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -122,6 +125,7 @@ pub(crate) struct Driver {
     changes: HashMap<ClientTag, (Rc<ClientConnection>, u64)>,
     last_tag: u64,
     known_epoch: Epoch,
+    has_said_that_it_went_back: bool,
     stopping_since: Option<Duration>,
     look_again_at: Duration,
     mail: Vec<Mail>,
@@ -166,6 +170,7 @@ impl Driver {
             changes: HashMap::new(),
             last_tag: 0,
             known_epoch: Epoch(0),
+            has_said_that_it_went_back: false,
             stopping_since: None,
             look_again_at: Duration::ZERO,
             mail: Vec::new(),
@@ -319,6 +324,7 @@ impl Driver {
         let refused = self.parts.mailbox.set_room(self.parts.node.room_for_requests());
         self.parts.metrics.refused_on_arrival(refused);
         self.follow_document();
+        self.say_that_it_went_back();
         self.look_whether_ready();
     }
 
@@ -396,6 +402,20 @@ impl Driver {
         self.parts.links.set_cluster(document.cluster);
         let peers = document.members.iter().map(|(node, member)| (*node, member.address.clone()));
         self.parts.links.set_peers(peers, &self.parts.dialler);
+    }
+
+    /// Something that was acknowledged is lost: whoever runs the node wants to know.
+    fn say_that_it_went_back(&mut self) {
+        let Some(seen) = self.parts.node.went_back_from().filter(|_| !self.has_said_that_it_went_back) else {
+            return;
+        };
+        self.has_said_that_it_went_back = true;
+        let recovered = Store::recovered(self.parts.node.store());
+        warn!(
+            recovered = recovered.0,
+            seen = seen.0,
+            "the store went back in time: what it had acknowledged since is lost here, and its copies are filled anew"
+        );
     }
 
     fn answer(&mut self, ask: Ask) {
