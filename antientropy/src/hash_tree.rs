@@ -80,7 +80,8 @@ impl Element {
 /// told apart when their records are read.
 #[must_use]
 pub fn position_of(token: Token) -> Residue {
-    Residue::new(token.0 >> 8)
+    // There are five fewer residues than there are numbers of 56 bits: the last keys of all share one.
+    Residue::new((token.0 >> 8).min(Residue::MAX.get()))
 }
 
 impl Sum {
@@ -143,6 +144,18 @@ impl HashTree {
         HashTree { prefix_bits, bits, leaves: vec![Sum::ZERO; 1 << bits], root: Sum::ZERO, len: 0 }
     }
 
+    /// The same with as many leaves as a tree of its keys is to have, if those are fewer.
+    #[must_use]
+    pub fn fitted(&self) -> HashTree {
+        let mut fitted = HashTree::new(self.prefix_bits, self.len);
+        if fitted.bits >= self.bits {
+            return self.clone();
+        }
+        fitted.leaves = self.sums(fitted.bits).collect();
+        (fitted.root, fitted.len) = (self.root, self.len);
+        fitted
+    }
+
     /// A key has come, changed or gone: what it was, and what it is.
     pub fn replace(&mut self, token: Token, before: Option<Element>, after: Option<Element>) {
         let mut change = Sum::ZERO;
@@ -198,6 +211,20 @@ impl HashTree {
             leaves.iter().for_each(|leaf| sum += *leaf);
             sum
         })
+    }
+
+    /// The sum of one range of two to the power of `bits`, which are no more than the leaves.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
+    #[must_use]
+    pub fn sum(&self, bits: u8, range: u64) -> Sum {
+        let each = 1_usize << (self.bits - bits);
+        let from = usize::try_from(range).expect("one of the ranges") * each;
+        let mut sum = Sum::ZERO;
+        self.leaves[from..from + each].iter().for_each(|leaf| sum += *leaf);
+        sum
     }
 
     /// How many bytes of memory its leaves take.

@@ -18,11 +18,12 @@
 //! clocks, Quorate has dotted version vectors; [`version`] says why.
 //!
 //! What two replicas hold is compared by sums that are always current ([`hash_tree`]), and what differs is found at a cost
-//! that follows from how much differs, not from how much there is ([`sketch`]). Nodes do not use these two yet: their
-//! exchanges list keys.
+//! that follows from how much differs, not from how much there is ([`sketch`]); an [`exchange`] brings it to both. Nodes do
+//! not use these yet: their own exchanges list keys.
 //!
 //! The crate is pure: no I/O, no clock, no generator, no threads. Time and randomness are arguments.
 
+pub mod exchange;
 pub mod hash_tree;
 pub mod residue;
 pub mod sketch;

@@ -15,6 +15,8 @@ impl Residue {
     pub const ZERO: Residue = Residue(0);
     /// One.
     pub const ONE: Residue = Residue(1);
+    /// The largest.
+    pub const MAX: Residue = Residue(PRIME - 1);
     /// The length of an encoding in bytes.
     pub const BYTES: usize = 7;
 

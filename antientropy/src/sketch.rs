@@ -68,7 +68,7 @@ pub struct Decoder {
 }
 
 /// How many sources differ, roughly, for a few bytes: fingerprints of ever smaller samples.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
     levels: Vec<[u8; SURVEY_WIDTH]>,
 }

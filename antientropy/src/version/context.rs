@@ -10,7 +10,7 @@ use super::{Actor, Counter, Dot};
 ///
 /// On the wire one byte: bit 7 says that the keyspace's own count is included, bits 0 to 2 are the highest n that
 /// was asked for explicitly, 0 for none; bits 3 to 6 are zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CopyCount {
     /// Bit 7: the keyspace's own; bits 0 to 2: the highest explicit n.
     byte: u8,

@@ -1,0 +1,351 @@
+//! The side that answers.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use ring::{KeyspaceId, PartitionId};
+use thiserror::Error;
+
+use super::{
+    Object, Replica, Span, Stretch, TreeId, TreeKind,
+    message::{ASKS_MAX, Ask, Interval, Levels, Outcome, Request, Response, Undecodable},
+    plan::{Plan, trees_of, union},
+};
+use crate::{
+    hash_tree::{Element, HashTree, Sum},
+    sketch::{Sketch, Survey},
+    version::Counter,
+};
+
+/// Cells that come with the first answer: enough for some ten differences.
+pub(super) const CELLS_AT_FIRST: usize = 16;
+/// Cells of one answer at most.
+pub(super) const CELLS_MAX: usize = 3000;
+/// Sums of one answer at most, roughly.
+pub(super) const SUMS_MAX: u64 = 4096;
+/// Bytes of objects in one message at most, unless one alone is larger.
+pub(super) const OBJECTS_BYTES_MAX: usize = 64 << 10;
+/// Groups of keys that are sketched at the same time, at most.
+pub(super) const GROUPS_MAX: usize = 8;
+/// Keys of one group at most, or the keys of one bucket.
+const GROUP_KEYS_MAX: usize = 1 << 16;
+
+/// What the following side of an exchange remembers. It may be dropped at any time: the leader then begins anew.
+#[derive(Debug, Default)]
+pub struct Follower {
+    session: Option<Session>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FollowError<E> {
+    /// The replica here cannot tell, or take what was sent.
+    #[error(transparent)]
+    Replica(E),
+    /// The question makes no sense.
+    #[error("a question that makes no sense")]
+    Senseless,
+}
+
+#[derive(Debug)]
+struct Session {
+    salt: u64,
+    /// As it was agreed, and as it is after a list of sums was asked for.
+    agreed: Plan,
+    plan: Plan,
+    /// Of the buckets, while their cells are being asked for.
+    sketch: Option<(Sketch, u64)>,
+    groups: BTreeMap<u64, Group>,
+}
+
+#[derive(Debug)]
+struct Group {
+    sketch: Sketch,
+    made: u64,
+    keys: u64,
+}
+
+impl Follower {
+    /// Remembers nothing.
+    #[must_use]
+    pub fn new() -> Follower {
+        Follower::default()
+    }
+
+    /// Answers a question.
+    ///
+    /// # Errors
+    ///
+    /// [`FollowError`] if there is no answer: the question is refused.
+    pub fn answer<R: Replica>(
+        &mut self,
+        replica: &mut R,
+        message: Bytes,
+    ) -> Result<Bytes, FollowError<R::Error>> {
+        let request = Request::decode(message).map_err(|Undecodable| FollowError::Senseless)?;
+        let response = self.respond(replica, request).map_err(FollowError::Replica)?;
+        Ok(response.encode())
+    }
+
+    fn respond<R: Replica>(&mut self, replica: &mut R, request: Request) -> Result<Response, R::Error> {
+        Ok(match request {
+            Request::Check { salt, digest, kinds, levels, unbuilt } => {
+                let kinds = union(&replica.kinds(), &kinds);
+                let unbuilt = union(&replica.unbuilt(), &unbuilt);
+                self.check(replica, salt, digest, kinds, unbuilt, &levels)
+            }
+            Request::Cells { salt, from, count } => {
+                let cells = self.session(salt).and_then(|session| session.cells(from, count));
+                cells.unwrap_or(Response::Forgotten)
+            }
+            Request::Sums { salt, coarser_by, from, trees } => match self.session(salt) {
+                Some(session) => session.sums(replica, coarser_by, from, trees),
+                None => Response::Forgotten,
+            },
+            Request::KeyCells { salt, group, intervals, from, count } => match self.session(salt) {
+                Some(session) => session.key_cells(replica, group, &intervals, from, count)?,
+                None => Response::Forgotten,
+            },
+            Request::Ask { keyspace, shift, asks } => answer_asks(replica, keyspace, shift, &asks)?,
+            Request::Fetch { salt, interval, begin } => {
+                let found = self.session(salt).and_then(|session| session.span(interval));
+                match found.filter(|(_, span)| span.contains(begin)) {
+                    Some((TreeId { kind, .. }, span)) => {
+                        let (copies, span) = (Some(kind.copies), span.from(begin));
+                        let found = replica.objects(kind.keyspace, copies, span, OBJECTS_BYTES_MAX)?;
+                        Response::Fetched { rest: found.rest, objects: found.objects }
+                    }
+                    None => Response::Forgotten,
+                }
+            }
+            Request::Push { keyspace, objects } => {
+                let mut more = Vec::new();
+                for object in objects {
+                    if !replica.merge(keyspace, &object)? {
+                        more.extend(read_again(replica, keyspace, &object)?);
+                    }
+                }
+                Response::Pushed(more)
+            }
+        })
+    }
+
+    fn session(&mut self, salt: u64) -> Option<&mut Session> {
+        self.session.as_mut().filter(|session| session.salt == salt)
+    }
+
+    fn check<R: Replica>(
+        &mut self,
+        replica: &R,
+        salt: u64,
+        digest: [u8; 16],
+        kinds: Vec<TreeKind>,
+        unbuilt: Vec<PartitionId>,
+        levels: &Levels,
+    ) -> Response {
+        if digest == digest_of_roots(replica, &kinds, &unbuilt) {
+            return Response::Equal;
+        }
+        let levels = Levels::of(replica, &kinds, &unbuilt).join(levels);
+        let plan = Plan::new(replica, &kinds, &unbuilt, &levels);
+        let mut sketch = Sketch::of_buckets(salt, plan.sums(replica).into_iter());
+        let survey = sketch.survey();
+        let cells = sketch.cells(CELLS_AT_FIRST);
+        self.session = Some(Session {
+            salt,
+            agreed: plan.clone(),
+            plan,
+            sketch: Some((sketch, CELLS_AT_FIRST as u64)),
+            groups: BTreeMap::new(),
+        });
+        Response::Differs { kinds, levels, unbuilt, survey, cells }
+    }
+}
+
+impl Session {
+    fn cells(&mut self, from: u64, count: u64) -> Option<Response> {
+        let (sketch, made) = self.sketch.as_mut()?;
+        if *made != from {
+            return None;
+        }
+        let count = bounded(count, CELLS_MAX);
+        *made += count as u64;
+        Some(Response::Cells(sketch.cells(count)))
+    }
+
+    fn sums<R: Replica>(&mut self, replica: &R, coarser_by: u8, from: u64, trees: u64) -> Response {
+        self.plan = self.agreed.coarser(coarser_by);
+        self.sketch = None;
+        let all = self.plan.trees();
+        let from = bounded(from, all.len());
+        let (mut out, mut sent) = (Vec::new(), 0);
+        for planned in all[from..].iter().take(bounded(trees, usize::MAX)) {
+            let mut sums = Vec::new();
+            planned.sums_into(replica, &mut sums);
+            sent += sums.len() as u64;
+            let keys = replica.tree(planned.tree).map_or(0, HashTree::len);
+            out.push((keys, sums));
+            if sent >= SUMS_MAX {
+                break;
+            }
+        }
+        Response::Sums(out)
+    }
+
+    fn key_cells<R: Replica>(
+        &mut self,
+        replica: &mut R,
+        group: u64,
+        intervals: &[Interval],
+        from: u64,
+        count: u64,
+    ) -> Result<Response, R::Error> {
+        let is_first = from == 0;
+        if is_first {
+            let elements = elements_of(replica, &self.plan, intervals)?;
+            let Some(elements) = elements else { return Ok(Response::Forgotten) };
+            let keys = elements.len() as u64;
+            let sketch = Sketch::of_keys(group_salt(self.salt, group), elements.into_iter());
+            self.groups.insert(group, Group { sketch, made: 0, keys });
+            while self.groups.len() > GROUPS_MAX {
+                self.groups.pop_first();
+            }
+        }
+        let Some(found) = self.groups.get_mut(&group).filter(|found| found.made == from) else {
+            return Ok(Response::Forgotten);
+        };
+        let survey = if is_first { found.sketch.survey() } else { Survey::default() };
+        let count = bounded(count, CELLS_MAX);
+        found.made += count as u64;
+        Ok(Response::KeyCells { keys: found.keys, survey, cells: found.sketch.cells(count) })
+    }
+
+    /// The tree that buckets are of, and their tokens.
+    fn span(&self, interval: Interval) -> Option<(TreeId, Span)> {
+        let planned = self.plan.tree_of(interval.first)?;
+        let fits = interval.count > 0 && interval.count <= planned.end() - interval.first;
+        fits.then(|| (planned.tree, self.plan.span(planned, interval.first, interval.count)))
+    }
+}
+
+/// A number of a peer's, as far as it goes.
+fn bounded(number: u64, limit: usize) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX).min(limit)
+}
+
+/// The salt of the sketch of a group of keys.
+pub(super) fn group_salt(salt: u64, group: u64) -> u64 {
+    salt ^ (group + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// What is in some buckets; none if they make no sense.
+pub(super) fn elements_of<R: Replica>(
+    replica: &mut R,
+    plan: &Plan,
+    intervals: &[Interval],
+) -> Result<Option<Vec<Element>>, R::Error> {
+    let mut elements = Vec::new();
+    for interval in intervals {
+        let Some(end) = interval.first.checked_add(interval.count).filter(|end| *end <= plan.buckets())
+        else {
+            return Ok(None);
+        };
+        let mut next = interval.first;
+        while next < end {
+            let Some(planned) = plan.tree_of(next) else { return Ok(None) };
+            let count = end.min(planned.end()) - next;
+            elements.extend(replica.elements(planned.tree, plan.span(planned, next, count))?);
+            next += count;
+        }
+        if elements.len() > GROUP_KEYS_MAX && interval.count > 1 {
+            return Ok(None);
+        }
+    }
+    Ok(Some(elements))
+}
+
+/// The digest of the roots of all trees that are not empty, and of what is left out.
+pub(super) fn digest_of_roots(
+    replica: &impl Replica,
+    kinds: &[TreeKind],
+    unbuilt: &[PartitionId],
+) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    unbuilt.iter().for_each(|partition| _ = hasher.update(&partition.0.to_be_bytes()));
+    for TreeId { kind, partition } in trees_of(replica, kinds, unbuilt) {
+        let root = replica.tree(TreeId { kind, partition }).map_or(Sum::ZERO, HashTree::root);
+        if !root.is_zero() {
+            let mut input = [0; 7 + 14];
+            input[..4].copy_from_slice(&kind.keyspace.0.to_be_bytes());
+            input[4] = kind.copies.to_byte();
+            input[5..7].copy_from_slice(&partition.0.to_be_bytes());
+            input[7..14].copy_from_slice(&root.weights.to_bytes());
+            input[14..].copy_from_slice(&root.moments.to_bytes());
+            hasher.update(&input);
+        }
+    }
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    digest
+}
+
+fn answer_asks<R: Replica>(
+    replica: &mut R,
+    keyspace: KeyspaceId,
+    shift: u8,
+    asks: &[Ask],
+) -> Result<Response, R::Error> {
+    let (mut outcomes, mut objects, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for ask in asks.iter().take(ASKS_MAX) {
+        let found = at_position(replica, keyspace, Span::of_positions(ask.prefix, shift))?;
+        let newest = found.iter().map(|object| object.record.highest()).max();
+        let is_older = ask.counter.is_some_and(|theirs| newest.is_some_and(|ours: Counter| ours < theirs));
+        if is_older {
+            outcomes.push(Outcome::Wanted);
+            continue;
+        }
+        bytes += found.iter().map(Object::encoded_len).sum::<usize>();
+        if bytes > OBJECTS_BYTES_MAX && !objects.is_empty() {
+            break;
+        }
+        outcomes.push(Outcome::Objects(found.len() as u64));
+        objects.extend(found);
+    }
+    Ok(Response::Asked { outcomes, objects })
+}
+
+/// All objects of a position.
+pub(super) fn at_position<R: Replica>(
+    replica: &mut R,
+    keyspace: KeyspaceId,
+    span: Span,
+) -> Result<Vec<Object>, R::Error> {
+    let mut objects = Vec::new();
+    let mut next = Some(span.first);
+    while let Some(first) = next {
+        let found: Stretch = replica.objects(keyspace, None, span.from(first), usize::MAX)?;
+        objects.extend(found.objects);
+        next = found.rest;
+    }
+    Ok(objects)
+}
+
+/// What is there now of an object that was joined to more than it was.
+pub(super) fn read_again<R: Replica>(
+    replica: &mut R,
+    keyspace: KeyspaceId,
+    object: &Object,
+) -> Result<Option<Object>, R::Error> {
+    let token = ring::Token::of_key(&object.key);
+    let found = at_position(replica, keyspace, Span { first: token, last: token })?;
+    Ok(found.into_iter().find(|found| found.key == object.key))
+}
+
+impl Object {
+    /// How many bytes it takes in a message, but for the length of its key.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        self.key.len() + self.record.encoded_len()
+    }
+}

@@ -1,0 +1,699 @@
+//! The side that asks.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use ring::{KeyspaceId, PartitionId, Token};
+use thiserror::Error;
+
+use super::{
+    Object, Replica, Span, TreeId,
+    follower::{
+        CELLS_AT_FIRST, CELLS_MAX, GROUPS_MAX, OBJECTS_BYTES_MAX, SUMS_MAX, at_position, digest_of_roots,
+        elements_of, group_salt,
+    },
+    message::{ASKS_MAX, Ask, Interval, Levels, Outcome, Request, Response, Undecodable},
+    plan::{Plan, union},
+};
+use crate::{
+    hash_tree::{HashTree, Sum, position_of},
+    residue::Residue,
+    sketch::{Cell, Decoder, Difference, Sketch, Survey, cells_for},
+};
+
+/// Questions that wait for an answer at the same time, at most.
+const WINDOW: usize = GROUPS_MAX / 2;
+/// Keys of one group, roughly.
+const GROUP_KEYS: u64 = 2048;
+/// Intervals of one group at most.
+const GROUP_INTERVALS_MAX: usize = 512;
+/// From which share of differing buckets on, one in so many, the list of their sums is asked for.
+const LISTED_FROM: u64 = 3;
+/// By how many bits the buckets of that list are larger.
+const LISTED_COARSER_BY: u8 = 2;
+/// A tree that has so many times fewer keys on one side is moved as a whole.
+const MOVED_FROM: u64 = 4;
+/// Differences that are found and not resolved, from which on no more are looked for.
+const UNRESOLVED_MAX: usize = 8192;
+
+/// An exchange, on the side that leads it.
+#[derive(Debug)]
+pub struct Exchange {
+    salt: u64,
+    plan: Plan,
+    left_out: Vec<PartitionId>,
+    /// Of the buckets, until it is known which differ.
+    buckets: Option<Decoder>,
+    /// The next tree whose sums are to be asked for, if a list is.
+    listing: Option<usize>,
+    /// Buckets with several keys that differ.
+    several: BTreeSet<u64>,
+    groups: BTreeMap<u64, Group>,
+    next_group: u64,
+    /// How many keys in one differ, as far as groups have told.
+    rate: Option<f64>,
+    /// Buckets to be fetched.
+    fetches: BTreeSet<u64>,
+    /// The rest of some that were cut off.
+    rests: VecDeque<(Interval, Token)>,
+    /// Positions to be asked for, and where each was found.
+    asks: BTreeMap<(KeyspaceId, u64), Found>,
+    /// Positions whose objects are to be sent, and buckets.
+    pushes: BTreeSet<(KeyspaceId, u64)>,
+    pushed_spans: VecDeque<(TreeId, Span)>,
+    awaiting: BTreeMap<u32, Awaited>,
+    next_question: u32,
+    report: Report,
+}
+
+/// What an exchange has found and moved, and what that took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Questions, of which each has an answer.
+    pub messages: u64,
+    /// How many of them had to wait for each other.
+    pub round_trips: u32,
+    /// Bytes of all messages, both ways.
+    pub bytes: u64,
+    /// Bytes of the keys and records among these.
+    pub payload_bytes: u64,
+    /// Objects that came.
+    pub objects_received: u64,
+    /// Objects that were sent.
+    pub objects_sent: u64,
+    /// Keys of which both sides had a record, and another.
+    pub updated: u64,
+    /// Keys that one side lacked.
+    pub missing: u64,
+}
+
+/// Why an exchange ended early. What it has moved is moved; another will find the rest.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ExchangeError<E> {
+    /// The replica here cannot go on.
+    #[error(transparent)]
+    Replica(E),
+    /// The peer's answer makes no sense.
+    #[error("an answer that makes no sense")]
+    Senseless,
+    /// The peer has forgotten the exchange.
+    #[error("the peer has forgotten the exchange")]
+    Forgotten,
+}
+
+/// A question that is to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Comes back with the answer.
+    pub number: u32,
+    /// For [`Follower::answer`](super::Follower::answer).
+    pub message: Bytes,
+}
+
+/// Where a position was found, and by how much the sides differ there.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    difference: Sum,
+    /// If it follows from the sum of a whole bucket that only one key of it differs.
+    bucket: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Group {
+    keyspace: KeyspaceId,
+    intervals: Vec<Interval>,
+    decoder: Decoder,
+    survey: Option<Survey>,
+    keys: u64,
+}
+
+/// A question that was asked.
+#[derive(Debug)]
+struct Awaited {
+    /// How many round trips it is from the first.
+    depth: u32,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Check,
+    Cells,
+    Sums,
+    KeyCells(u64),
+    Asks(KeyspaceId, u8, Vec<(u64, Found)>),
+    Fetch(Interval, Token),
+    Push(KeyspaceId),
+}
+
+impl Exchange {
+    /// Begins: the first question. The salt is to be a new random number.
+    pub fn begin<R: Replica>(replica: &R, salt: u64) -> (Exchange, Question) {
+        let (kinds, unbuilt) = (union(&replica.kinds(), &[]), union(&replica.unbuilt(), &[]));
+        let levels = Levels::of(replica, &kinds, &unbuilt);
+        let mut exchange = Exchange {
+            salt,
+            plan: Plan::empty(replica.partition_bits()),
+            left_out: unbuilt.clone(),
+            buckets: None,
+            listing: None,
+            several: BTreeSet::new(),
+            groups: BTreeMap::new(),
+            next_group: 0,
+            rate: None,
+            fetches: BTreeSet::new(),
+            rests: VecDeque::new(),
+            asks: BTreeMap::new(),
+            pushes: BTreeSet::new(),
+            pushed_spans: VecDeque::new(),
+            awaiting: BTreeMap::new(),
+            next_question: 0,
+            report: Report::default(),
+        };
+        let digest = digest_of_roots(replica, &kinds, &unbuilt);
+        let check = Request::Check { salt, digest, kinds, levels, unbuilt };
+        let question = exchange.question(1, Kind::Check, &check);
+        (exchange, question)
+    }
+
+    /// An answer came: what is to be asked next. Answers to what was not asked are ignored.
+    ///
+    /// # Errors
+    ///
+    /// [`ExchangeError`] if it cannot go on.
+    pub fn answered<R: Replica>(
+        &mut self,
+        replica: &mut R,
+        number: u32,
+        message: Bytes,
+    ) -> Result<Vec<Question>, ExchangeError<R::Error>> {
+        let Some(Awaited { depth, kind }) = self.awaiting.remove(&number) else { return Ok(Vec::new()) };
+        self.report.bytes += message.len() as u64;
+        let response = Response::decode(message).map_err(|Undecodable| ExchangeError::Senseless)?;
+        match (kind, response) {
+            (Kind::Check, Response::Equal) => {}
+            (Kind::Check, Response::Differs { kinds, levels, unbuilt, survey, cells }) => {
+                let (kinds, unbuilt) = (union(&kinds, &[]), union(&unbuilt, &self.left_out));
+                self.plan = Plan::new(replica, &kinds, &unbuilt, &levels);
+                self.left_out = unbuilt;
+                let sums = self.plan.sums(replica);
+                let held = sums.iter().filter(|sum| !sum.is_zero()).count() as u64;
+                let sketch = Sketch::of_buckets(self.salt, sums.into_iter());
+                let differing = sketch.survey().differing(&survey);
+                if differing > 2 * CELLS_AT_FIRST as u64 && differing * LISTED_FROM > held {
+                    self.plan = self.plan.coarser(LISTED_COARSER_BY);
+                    self.listing = Some(0);
+                } else {
+                    let mut decoder = Decoder::new(sketch);
+                    if !decoder.push(&cells) {
+                        self.buckets = Some(decoder);
+                        // The survey may be off by a third, and what is asked for in vain is lost.
+                        let sought = cells_for(differing * 2 / 3).saturating_sub(CELLS_AT_FIRST);
+                        return Ok(self.ask_cells(depth, sought).into_iter().collect());
+                    }
+                    self.found_buckets(replica, &decoder.differences());
+                }
+            }
+            (Kind::Cells, Response::Cells(cells)) => {
+                let decoder = self.buckets.as_mut().ok_or(ExchangeError::Senseless)?;
+                let is_done = push_bounded(decoder, &cells, self.plan.buckets() as usize);
+                match is_done {
+                    None => return Err(ExchangeError::Senseless),
+                    Some(false) => {
+                        let more = 4 + decoder.compared() / 10;
+                        return Ok(self.ask_cells(depth, more).into_iter().collect());
+                    }
+                    Some(true) => {
+                        let differences = decoder.differences();
+                        self.buckets = None;
+                        self.found_buckets(replica, &differences);
+                    }
+                }
+            }
+            (Kind::Sums, Response::Sums(trees)) => self.compare_sums(replica, &trees)?,
+            (Kind::KeyCells(group), Response::KeyCells { keys, survey, cells }) => {
+                if let Some(question) = self.key_cells(depth, group, keys, survey, &cells)? {
+                    return Ok(vec![question]);
+                }
+            }
+            // Too many keys, perhaps: they are compared one by one.
+            (Kind::KeyCells(group), Response::Forgotten) => {
+                let group = self.groups.remove(&group).ok_or(ExchangeError::Senseless)?;
+                self.fetch(&group.intervals);
+            }
+            (Kind::Asks(keyspace, shift, asks), Response::Asked { outcomes, objects }) => {
+                self.asked(replica, keyspace, shift, asks, &outcomes, objects)?;
+            }
+            (Kind::Fetch(interval, begin), Response::Fetched { rest, objects }) => {
+                self.fetched(replica, interval, begin, rest, &objects)?;
+            }
+            (Kind::Push(keyspace), Response::Pushed(objects)) => {
+                self.take(replica, keyspace, &objects)?;
+            }
+            (_, Response::Forgotten) => return Err(ExchangeError::Forgotten),
+            _ => return Err(ExchangeError::Senseless),
+        }
+        self.go_on(replica, depth).map_err(ExchangeError::Replica)
+    }
+
+    /// Whether everything that differed is on both sides.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.awaiting.is_empty()
+    }
+
+    /// Partitions about which it says nothing, because one of the sides has no trees for them yet.
+    #[must_use]
+    pub fn left_out(&self) -> &[PartitionId] {
+        &self.left_out
+    }
+
+    /// What it has found and moved so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.report
+    }
+
+    fn question(&mut self, depth: u32, kind: Kind, request: &Request) -> Question {
+        self.next_question += 1;
+        self.awaiting.insert(self.next_question, Awaited { depth, kind });
+        let message = request.encode();
+        self.report.messages += 1;
+        self.report.round_trips = self.report.round_trips.max(depth);
+        self.report.bytes += message.len() as u64;
+        Question { number: self.next_question, message }
+    }
+
+    fn ask_cells(&mut self, depth: u32, count: usize) -> Option<Question> {
+        let from = self.buckets.as_ref()?.compared() as u64;
+        let count = count.clamp(1, CELLS_MAX) as u64;
+        let request = Request::Cells { salt: self.salt, from, count };
+        Some(self.question(depth + 1, Kind::Cells, &request))
+    }
+
+    /// These buckets differ, by these sums.
+    fn found_buckets(&mut self, replica: &impl Replica, differences: &[Difference]) {
+        for difference in differences {
+            self.found_bucket(replica, difference.id, difference.sum);
+        }
+    }
+
+    fn found_bucket(&mut self, replica: &impl Replica, bucket: u64, difference: Sum) {
+        let Some(planned) = self.plan.tree_of(bucket).copied() else { return };
+        let span = self.plan.span(&planned, bucket, 1);
+        let here = planned.sum(replica, bucket);
+        let position =
+            difference.position().filter(|position| span.contains(Span::of_position(*position).first));
+        if let Some(position) = position {
+            let found = Found { difference, bucket: Some(bucket) };
+            self.asks.insert((planned.tree.kind.keyspace, position.get()), found);
+        } else if here.is_zero() {
+            self.fetches.insert(bucket);
+        } else if here == difference {
+            self.pushed_spans.push_back((planned.tree, span));
+        } else {
+            self.several.insert(bucket);
+        }
+    }
+
+    /// The peer's sums of the next trees.
+    fn compare_sums<R: Replica>(
+        &mut self,
+        replica: &R,
+        trees: &[(u64, Vec<Sum>)],
+    ) -> Result<(), ExchangeError<R::Error>> {
+        let next = self.listing.ok_or(ExchangeError::Senseless)?;
+        let planned =
+            self.plan.trees().get(next..next + trees.len()).ok_or(ExchangeError::Senseless)?.to_vec();
+        if trees.is_empty() {
+            return Err(ExchangeError::Senseless);
+        }
+        self.listing = Some(next + trees.len()).filter(|next| *next < self.plan.trees().len());
+        for (planned, (keys, theirs)) in planned.into_iter().zip(trees) {
+            let mut ours = Vec::new();
+            planned.sums_into(replica, &mut ours);
+            if ours.len() != theirs.len() {
+                return Err(ExchangeError::Senseless);
+            }
+            let here = replica.tree(planned.tree).map_or(0, HashTree::len);
+            let is_moved = here.saturating_mul(MOVED_FROM) < *keys || keys.saturating_mul(MOVED_FROM) < here;
+            for (bucket, (ours, theirs)) in (planned.first..).zip(ours.into_iter().zip(theirs)) {
+                let mut difference = ours;
+                difference -= *theirs;
+                if difference.is_zero() {
+                    continue;
+                }
+                if is_moved {
+                    self.fetches.insert(bucket);
+                } else {
+                    self.found_bucket(replica, bucket, difference);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Cells of a group of keys.
+    fn key_cells<E>(
+        &mut self,
+        depth: u32,
+        number: u64,
+        keys: u64,
+        survey: Survey,
+        cells: &[Cell],
+    ) -> Result<Option<Question>, ExchangeError<E>> {
+        let group = self.groups.get_mut(&number).ok_or(ExchangeError::Senseless)?;
+        let ours = group.survey.take();
+        // With as many cells as there are keys something else is wrong: they are compared one by one.
+        let limit = 2 * (group.keys + keys) + 64;
+        let Some(is_done) = push_bounded(&mut group.decoder, cells, limit as usize) else {
+            let group = self.groups.remove(&number).ok_or(ExchangeError::Senseless)?;
+            self.fetch(&group.intervals);
+            return Ok(None);
+        };
+        if !is_done {
+            let compared = group.decoder.compared();
+            // The first answer says how many differ.
+            let sought = ours.map_or(0, |ours| cells_for(ours.differing(&survey) * 2 / 3));
+            let more = sought.saturating_sub(compared).max(4 + compared / 10).min(CELLS_MAX) as u64;
+            let from = compared as u64;
+            let request = Request::KeyCells {
+                salt: self.salt,
+                group: number,
+                intervals: Vec::new(),
+                from,
+                count: more,
+            };
+            return Ok(Some(self.question(depth + 1, Kind::KeyCells(number), &request)));
+        }
+        let group = self.groups.remove(&number).ok_or(ExchangeError::Senseless)?;
+        let differences = group.decoder.differences();
+        self.rate = Some(differences.len() as f64 / group.keys.max(1) as f64);
+        for difference in differences {
+            let found = Found { difference: difference.sum, bucket: None };
+            self.asks.insert((group.keyspace, difference.id), found);
+        }
+        Ok(None)
+    }
+
+    fn fetch(&mut self, intervals: &[Interval]) {
+        for interval in intervals {
+            self.fetches.extend(interval.first..interval.first + interval.count);
+        }
+    }
+
+    /// What became of asks.
+    fn asked<R: Replica>(
+        &mut self,
+        replica: &mut R,
+        keyspace: KeyspaceId,
+        shift: u8,
+        asks: Vec<(u64, Found)>,
+        outcomes: &[Outcome],
+        objects: Vec<Object>,
+    ) -> Result<(), ExchangeError<R::Error>> {
+        if outcomes.is_empty() || outcomes.len() > asks.len() {
+            return Err(ExchangeError::Senseless);
+        }
+        let mut objects = objects.into_iter();
+        let mut asks = asks.into_iter();
+        for (outcome, (position, found)) in outcomes.iter().zip(&mut asks) {
+            let span = Span::of_position(Residue::new(position));
+            let ours = at_position(replica, keyspace, span).map_err(ExchangeError::Replica)?;
+            let count = match outcome {
+                Outcome::Wanted => 0,
+                Outcome::Objects(count) => *count,
+            };
+            // Among them may be others whose positions begin with the same bits.
+            let sent: Vec<Object> = (0..count).map_while(|_| objects.next()).collect();
+            let asked = Span::of_positions(position >> shift, shift);
+            if sent.iter().any(|object| !asked.contains(Token::of_key(&object.key))) {
+                return Err(ExchangeError::Senseless);
+            }
+            let is_it = |object: &&Object| span.contains(Token::of_key(&object.key));
+            let theirs: Vec<&Object> = sent.iter().filter(is_it).collect();
+            let (is_here, is_there) = (!ours.is_empty(), *outcome == Outcome::Wanted || !theirs.is_empty());
+            self.report.updated += u64::from(is_here && is_there);
+            self.report.missing += u64::from(is_here != is_there);
+            // A bucket whose sum looks as if one key differed, and no such key: several do.
+            if !is_there && sum_of(replica, keyspace, &ours) != found.difference {
+                self.several.extend(found.bucket);
+            }
+            if ours.iter().any(|ours| !theirs.iter().any(|theirs| theirs.key == ours.key)) {
+                self.pushes.insert((keyspace, position));
+            }
+            self.take(replica, keyspace, &sent)?;
+        }
+        // The answer had no room for the rest.
+        self.asks.extend(asks.map(|(position, found)| ((keyspace, position), found)));
+        Ok(())
+    }
+
+    /// Objects of some buckets, from some token on.
+    fn fetched<R: Replica>(
+        &mut self,
+        replica: &mut R,
+        interval: Interval,
+        begin: Token,
+        rest: Option<Token>,
+        objects: &[Object],
+    ) -> Result<(), ExchangeError<R::Error>> {
+        let planned = *self.plan.tree_of(interval.first).ok_or(ExchangeError::Senseless)?;
+        let span = self.plan.span(&planned, interval.first, interval.count).from(begin);
+        let compared = match rest {
+            None => span,
+            Some(rest) if rest > begin && span.contains(rest) => {
+                Span { first: begin, last: Token(rest.0 - 1) }
+            }
+            Some(_) => return Err(ExchangeError::Senseless),
+        };
+        let keyspace = planned.tree.kind.keyspace;
+        let tokens: BTreeSet<u64> =
+            objects.iter().map(|object| position_of(Token::of_key(&object.key)).get()).collect();
+        if !objects.iter().all(|object| compared.contains(Token::of_key(&object.key))) {
+            return Err(ExchangeError::Senseless);
+        }
+        let ours = replica.elements(planned.tree, compared).map_err(ExchangeError::Replica)?;
+        let ours: BTreeSet<u64> = ours.iter().map(|element| element.position().get()).collect();
+        self.report.missing += tokens.symmetric_difference(&ours).count() as u64;
+        self.pushes.extend(ours.difference(&tokens).map(|position| (keyspace, *position)));
+        self.take(replica, keyspace, objects)?;
+        self.rests.extend(rest.map(|rest| (interval, rest)));
+        Ok(())
+    }
+
+    /// Joins what the peer has sent, and sees to it that it gets back what it lacked.
+    fn take<R: Replica>(
+        &mut self,
+        replica: &mut R,
+        keyspace: KeyspaceId,
+        objects: &[Object],
+    ) -> Result<(), ExchangeError<R::Error>> {
+        for object in objects {
+            self.report.objects_received += 1;
+            self.report.payload_bytes += object.encoded_len() as u64;
+            if !replica.merge(keyspace, object).map_err(ExchangeError::Replica)? {
+                self.pushes.insert((keyspace, position_of(Token::of_key(&object.key)).get()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be asked next.
+    fn go_on<R: Replica>(&mut self, replica: &mut R, depth: u32) -> Result<Vec<Question>, R::Error> {
+        let mut questions = Vec::new();
+        while self.awaiting.len() < WINDOW {
+            let Some((kind, request)) = self.next(replica)? else { break };
+            questions.push(self.question(depth + 1, kind, &request));
+        }
+        Ok(questions)
+    }
+
+    fn next<R: Replica>(&mut self, replica: &mut R) -> Result<Option<(Kind, Request)>, R::Error> {
+        let is_finding = self.listing.is_some() || !self.several.is_empty() || !self.groups.is_empty();
+        let is_full = |waiting: usize| waiting > 0 && (waiting >= ASKS_MAX || !is_finding);
+        let push = if is_full(self.pushes.len()) || !self.pushed_spans.is_empty() {
+            self.next_push(replica)?
+        } else {
+            None
+        };
+        if push.is_some() {
+            return Ok(push);
+        }
+        if is_full(self.asks.len()) {
+            return self.next_asks(replica);
+        }
+        if let Some(fetch) = self.next_fetch() {
+            return Ok(Some(fetch));
+        }
+        if self.asks.len() + self.pushes.len() > UNRESOLVED_MAX {
+            return Ok(None);
+        }
+        if !self.several.is_empty() && (self.listing.is_none() || self.several.len() >= GROUP_INTERVALS_MAX) {
+            return self.next_group(replica);
+        }
+        let is_listing = self.awaiting.values().any(|awaited| matches!(awaited.kind, Kind::Sums));
+        if let Some(from) = self.listing.filter(|_| !is_listing) {
+            let request = Request::Sums {
+                salt: self.salt,
+                coarser_by: LISTED_COARSER_BY,
+                from: from as u64,
+                trees: SUMS_MAX,
+            };
+            return Ok(Some((Kind::Sums, request)));
+        }
+        Ok(None)
+    }
+
+    /// Sends records.
+    fn next_push<R: Replica>(&mut self, replica: &mut R) -> Result<Option<(Kind, Request)>, R::Error> {
+        let (mut objects, mut bytes) = (Vec::new(), 0_usize);
+        let mut of = None;
+        while bytes < OBJECTS_BYTES_MAX
+            && let Some((tree, span)) = self.pushed_spans.front().copied()
+            && of.is_none_or(|of| of == tree.kind.keyspace)
+        {
+            self.pushed_spans.pop_front();
+            of = Some(tree.kind.keyspace);
+            let copies = Some(tree.kind.copies);
+            let found = replica.objects(tree.kind.keyspace, copies, span, OBJECTS_BYTES_MAX - bytes)?;
+            self.report.missing += found.objects.len() as u64;
+            bytes += found.objects.iter().map(Object::encoded_len).sum::<usize>();
+            objects.extend(found.objects);
+            if let Some(rest) = found.rest {
+                self.pushed_spans.push_front((tree, span.from(rest)));
+            }
+        }
+        while bytes < OBJECTS_BYTES_MAX
+            && let Some((keyspace, position)) = self.pushes.first().copied()
+            && of.is_none_or(|of| of == keyspace)
+        {
+            self.pushes.pop_first();
+            of = Some(keyspace);
+            let found = at_position(replica, keyspace, Span::of_position(Residue::new(position)))?;
+            bytes += found.iter().map(Object::encoded_len).sum::<usize>();
+            objects.extend(found);
+        }
+        let Some(keyspace) = of.filter(|_| !objects.is_empty()) else { return Ok(None) };
+        self.report.objects_sent += objects.len() as u64;
+        self.report.payload_bytes += bytes as u64;
+        Ok(Some((Kind::Push(keyspace), Request::Push { keyspace, objects })))
+    }
+
+    /// Asks for records, and tells what is here.
+    fn next_asks<R: Replica>(&mut self, replica: &mut R) -> Result<Option<(Kind, Request)>, R::Error> {
+        let Some(((keyspace, _), _)) = self.asks.first_key_value() else { return Ok(None) };
+        let keyspace = *keyspace;
+        // One in some thousand asks then gets another key along.
+        let keys: u64 = self
+            .plan
+            .trees()
+            .iter()
+            .filter_map(|planned| replica.tree(planned.tree))
+            .map(HashTree::len)
+            .sum();
+        let shift = 56_u8.saturating_sub(12 + 64 - keys.leading_zeros() as u8);
+        let (mut asked, mut asks) = (Vec::new(), Vec::new());
+        while asks.len() < ASKS_MAX
+            && let Some(entry) = self.asks.first_entry().filter(|entry| entry.key().0 == keyspace)
+        {
+            let ((_, position), found) = entry.remove_entry();
+            let residue = Residue::new(position);
+            let ours = at_position(replica, keyspace, Span::of_position(residue))?;
+            // The whole difference is what is here.
+            if !ours.is_empty() && sum_of(replica, keyspace, &ours) == found.difference {
+                self.report.missing += 1;
+                self.pushes.insert((keyspace, position));
+                continue;
+            }
+            let counter = ours.iter().map(|object| object.record.highest()).max();
+            asked.push((position, found));
+            asks.push(Ask { prefix: position >> shift, counter });
+        }
+        if asks.is_empty() {
+            return self.next_push(replica);
+        }
+        Ok(Some((Kind::Asks(keyspace, shift, asked), Request::Ask { keyspace, shift, asks })))
+    }
+
+    fn next_fetch(&mut self) -> Option<(Kind, Request)> {
+        let (interval, begin) = match self.rests.pop_front() {
+            Some(rest) => rest,
+            None => {
+                let first = self.fetches.pop_first()?;
+                let planned = *self.plan.tree_of(first)?;
+                let mut end = first + 1;
+                while end < planned.end() && self.fetches.remove(&end) {
+                    end += 1;
+                }
+                let interval = Interval { first, count: end - first };
+                (interval, self.plan.span(&planned, first, interval.count).first)
+            }
+        };
+        let request = Request::Fetch { salt: self.salt, interval, begin };
+        Some((Kind::Fetch(interval, begin), request))
+    }
+
+    /// Compares the keys of some buckets.
+    fn next_group<R: Replica>(&mut self, replica: &mut R) -> Result<Option<(Kind, Request)>, R::Error> {
+        if self.groups.len() >= GROUPS_MAX {
+            return Ok(None);
+        }
+        let (mut intervals, mut keys, mut buckets): (Vec<Interval>, u64, u64) = (Vec::new(), 0, 0);
+        let mut of = None;
+        while keys < GROUP_KEYS
+            && intervals.len() < GROUP_INTERVALS_MAX
+            && let Some(bucket) = self.several.first().copied()
+            && let Some(planned) = self.plan.tree_of(bucket)
+            // A position says where in a keyspace a key is, and not in which.
+            && of.is_none_or(|of| of == planned.tree.kind.keyspace)
+        {
+            self.several.pop_first();
+            of = Some(planned.tree.kind.keyspace);
+            let of_tree = replica.tree(planned.tree).map_or(0, HashTree::len);
+            keys += 1 + (of_tree >> planned.bits);
+            buckets += 1;
+            match intervals.last_mut() {
+                Some(last) if last.first + last.count == bucket && bucket != planned.first => last.count += 1,
+                _ => intervals.push(Interval { first: bucket, count: 1 }),
+            }
+        }
+        let Some(keyspace) = of else { return Ok(None) };
+        let Some(elements) = elements_of(replica, &self.plan, &intervals)? else {
+            self.fetch(&intervals);
+            return Ok(self.next_fetch());
+        };
+        let (number, keys) = (self.next_group, elements.len() as u64);
+        self.next_group += 1;
+        let expected = self.rate.map_or(2.2 * buckets as f64, |rate| 0.95 * rate * keys as f64);
+        let sketch = Sketch::of_keys(group_salt(self.salt, number), elements.into_iter());
+        let survey = Some(sketch.survey());
+        let decoder = Decoder::new(sketch);
+        let count = cells_for(expected as u64).min(CELLS_MAX) as u64;
+        let request = Request::KeyCells {
+            salt: self.salt,
+            group: number,
+            intervals: intervals.clone(),
+            from: 0,
+            count,
+        };
+        self.groups.insert(number, Group { keyspace, intervals, decoder, survey, keys });
+        Ok(Some((Kind::KeyCells(number), request)))
+    }
+}
+
+/// Compares more cells. None if there are more than so many sources could need.
+fn push_bounded(decoder: &mut Decoder, cells: &[Cell], sources: usize) -> Option<bool> {
+    if decoder.push(cells) {
+        return Some(true);
+    }
+    (!cells.is_empty() && decoder.compared() <= 2 * sources + 64).then_some(false)
+}
+
+/// The sum of some objects.
+fn sum_of<R: Replica>(replica: &R, keyspace: KeyspaceId, objects: &[Object]) -> Sum {
+    let mut sum = Sum::ZERO;
+    objects.iter().for_each(|object| sum += replica.element(keyspace, object));
+    sum
+}

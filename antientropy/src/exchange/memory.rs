@@ -1,0 +1,166 @@
+//! A replica in memory, for tests and benchmarks: all it holds is in a map, and it shares all partitions with its peer.
+
+use std::{collections::BTreeMap, convert::Infallible, ops::Bound, sync::Arc};
+
+use bytes::Bytes;
+use ring::{KeyspaceId, PartitionId, Token};
+
+use super::{Object, Replica, Span, Stretch, TreeId, TreeKind};
+use crate::{
+    hash_tree::{Element, HashTree},
+    version::{CopyCount, Record},
+};
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct MemoryReplica {
+    secret: [u8; 32],
+    partition_bits: u8,
+    objects: BTreeMap<(KeyspaceId, Token, Bytes), Arc<Record>>,
+    trees: BTreeMap<TreeId, HashTree>,
+    keys_per_tree: u64,
+}
+
+impl MemoryReplica {
+    /// One that holds nothing, with trees for so many keys.
+    #[must_use]
+    pub fn new(secret: [u8; 32], partition_bits: u8, keys_per_tree: u64) -> MemoryReplica {
+        let (objects, trees) = (BTreeMap::new(), BTreeMap::new());
+        MemoryReplica { secret, partition_bits, objects, trees, keys_per_tree }
+    }
+
+    /// How many objects it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// The record of a key.
+    #[must_use]
+    pub fn get(&self, keyspace: KeyspaceId, key: &Bytes) -> Option<&Arc<Record>> {
+        self.objects.get(&(keyspace, Token::of_key(key), key.clone()))
+    }
+
+    /// Everything.
+    pub fn iter(&self) -> impl Iterator<Item = (KeyspaceId, &Bytes, &Arc<Record>)> {
+        self.objects.iter().map(|((keyspace, _, key), record)| (*keyspace, key, record))
+    }
+
+    /// Puts a record in the place of what is there.
+    pub fn set(&mut self, keyspace: KeyspaceId, key: Bytes, record: Option<Arc<Record>>) {
+        let token = Token::of_key(&key);
+        let before = match record.clone() {
+            Some(record) => self.objects.insert((keyspace, token, key), record),
+            None => self.objects.remove(&(keyspace, token, key)),
+        };
+        for (record, is_after) in [(before, false), (record, true)] {
+            let Some(record) = record else { continue };
+            let element = Some(Element::new(&self.secret, token, record.digest()));
+            let tree = self.tree_mut(keyspace, token, record.copies());
+            let (before, after) = if is_after { (None, element) } else { (element, None) };
+            tree.replace(token, before, after);
+        }
+    }
+
+    fn tree_mut(&mut self, keyspace: KeyspaceId, token: Token, copies: CopyCount) -> &mut HashTree {
+        let partition = token.0.checked_shr(64 - u32::from(self.partition_bits)).unwrap_or(0);
+        let partition = PartitionId(u16::try_from(partition).expect("partitions have 16 bits"));
+        let tree = TreeId { kind: TreeKind { keyspace, copies }, partition };
+        let (bits, keys) = (self.partition_bits, self.keys_per_tree);
+        self.trees.entry(tree).or_insert_with(|| HashTree::new(bits, keys))
+    }
+
+    fn within(
+        &self,
+        keyspace: KeyspaceId,
+        span: Span,
+    ) -> impl Iterator<Item = (Token, &Bytes, &Arc<Record>)> {
+        let from = Bound::Included((keyspace, span.first, Bytes::new()));
+        let found = self.objects.range((from, Bound::Unbounded));
+        let found = found.map(|((keyspace, token, key), record)| (*keyspace, *token, key, record));
+        found
+            .take_while(move |(of, token, ..)| *of == keyspace && *token <= span.last)
+            .map(|(_, token, key, record)| (token, key, record))
+    }
+}
+
+impl Replica for MemoryReplica {
+    type Error = Infallible;
+
+    fn partition_bits(&self) -> u8 {
+        self.partition_bits
+    }
+
+    fn kinds(&self) -> Vec<TreeKind> {
+        let full = self.trees.iter().filter(|(_, tree)| !tree.is_empty());
+        let mut kinds: Vec<TreeKind> = full.map(|(tree, _)| tree.kind).collect();
+        kinds.dedup();
+        kinds
+    }
+
+    fn partitions(&self, _: TreeKind) -> Vec<PartitionId> {
+        (0..=u16::MAX).take(1 << self.partition_bits).map(PartitionId).collect()
+    }
+
+    fn unbuilt(&self) -> Vec<PartitionId> {
+        Vec::new()
+    }
+
+    fn tree(&self, tree: TreeId) -> Option<&HashTree> {
+        self.trees.get(&tree)
+    }
+
+    fn element(&self, _: KeyspaceId, object: &Object) -> Element {
+        Element::new(&self.secret, Token::of_key(&object.key), object.record.digest())
+    }
+
+    fn elements(&mut self, tree: TreeId, span: Span) -> Result<Vec<Element>, Infallible> {
+        let found = self.within(tree.kind.keyspace, span);
+        let found = found.filter(|(_, _, record)| record.copies() == tree.kind.copies);
+        Ok(found.map(|(token, _, record)| Element::new(&self.secret, token, record.digest())).collect())
+    }
+
+    fn objects(
+        &mut self,
+        keyspace: KeyspaceId,
+        copies: Option<CopyCount>,
+        span: Span,
+        bytes_max: usize,
+    ) -> Result<Stretch, Infallible> {
+        let mut stretch = Stretch::default();
+        let (mut bytes, mut last) = (0_usize, None);
+        let found = self.within(keyspace, span);
+        for (token, key, record) in found.filter(|(.., record)| copies.is_none_or(|of| of == record.copies()))
+        {
+            let object = Object { key: key.clone(), record: Arc::clone(record) };
+            bytes += object.encoded_len();
+            if bytes > bytes_max && last.is_some_and(|last| last != token) {
+                stretch.rest = Some(token);
+                break;
+            }
+            last = Some(token);
+            stretch.objects.push(object);
+        }
+        Ok(stretch)
+    }
+
+    fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, Infallible> {
+        let Some(held) = self.get(keyspace, &object.key) else {
+            self.set(keyspace, object.key.clone(), Some(Arc::clone(&object.record)));
+            return Ok(true);
+        };
+        let mut joined = Record::clone(held);
+        joined.merge(&object.record);
+        let (is_theirs, is_ours) = (joined == *object.record, joined == **held);
+        if !is_ours {
+            self.set(keyspace, object.key.clone(), Some(Arc::new(joined)));
+        }
+        Ok(is_theirs)
+    }
+}

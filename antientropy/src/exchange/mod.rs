@@ -1,0 +1,136 @@
+//! The exchange: two replicas find out what differs in all that they have in common, and bring it to both, at a cost that
+//! follows from what differs.
+//!
+//! One side *leads* and has all the state that matters ([`Exchange`]); the other, which *follows*, answers what it is asked
+//! and keeps sketches that it may forget at any time ([`Follower`]). Neither does any I/O: messages are values that whoever
+//! drives the exchange carries, in any order, and what a replica holds is behind the trait [`Replica`]. An exchange can be
+//! dropped at any time by either side and nothing is lost: what was merged is merged, and the next one finds the rest.
+//!
+//! 1. *Check.* The leader sends one digest over the roots of all trees that both have. If the other's is equal, everything
+//!    is: one round trip, and about fifty bytes, whatever the amount of data.
+//! 2. *Where.* Otherwise the follower answers with a [`Survey`](crate::sketch::Survey) and a few cells of a
+//!    [`Sketch`](crate::sketch::Sketch) of the trees' buckets, and the leader asks for as many more as the survey says.
+//!    Where so much differs that a list is shorter, it asks for the list.
+//! 3. *What.* A bucket that is empty on one side is moved as a whole. A bucket in which one key differs gives away the
+//!    key's position by a division. The rest, where several keys differ, is sketched again, key by key.
+//! 4. *Which way.* Of a key that the leader lacks it asks for the record. Of one that the follower lacks it sends the
+//!    record. Where both have one, the leader tells the highest counter of its own, and the follower answers with its record
+//!    or asks for the leader's. Whoever joins two records and has more than it was sent sends the join back. So in the end
+//!    both have the join, however wrong the guess was about which is newer.
+//!
+//! What changes on either side meanwhile is a difference or not, and both are right: what is moved is what is there when it
+//! is read. An exchange that is complete has brought to both sides what differed when it began.
+//!
+//! Merkle's trees are walked level by level, a round trip each; that sums of ranges can be subtracted replaces the walk by
+//! one sketch over all leaves of all trees.
+
+mod follower;
+mod leader;
+pub mod memory;
+mod message;
+mod plan;
+mod span;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ring::{KeyspaceId, PartitionId};
+
+use crate::{
+    hash_tree::{Element, HashTree},
+    version::{CopyCount, Record},
+};
+
+pub use follower::{FollowError, Follower};
+pub use leader::{Exchange, ExchangeError, Question, Report};
+pub use message::Undecodable;
+pub use span::Span;
+
+/// Which trees: those of the records of a keyspace that are to be kept so many times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TreeKind {
+    /// The keyspace.
+    pub keyspace: KeyspaceId,
+    /// How many copies its records are to have: which nodes keep them follows from that.
+    pub copies: CopyCount,
+}
+
+/// Names a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TreeId {
+    /// Which records.
+    pub kind: TreeKind,
+    /// Of which partition.
+    pub partition: PartitionId,
+}
+
+/// A key with its record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// The key.
+    pub key: Bytes,
+    /// The record.
+    pub record: Arc<Record>,
+}
+
+/// Objects of a span, and whether there are more.
+#[derive(Clone, Debug, Default)]
+pub struct Stretch {
+    /// In the order of their tokens.
+    pub objects: Vec<Object>,
+    /// Where the rest begins, if this is not all: all objects of one token are in the same stretch.
+    pub rest: Option<ring::Token>,
+}
+
+/// What an exchange needs of a replica. All of it is about what *both* sides keep, so that a replica is one that faces a
+/// certain peer.
+pub trait Replica {
+    /// Why something cannot be read or taken: it ends the exchange.
+    type Error;
+
+    /// The leading bits of tokens that name the partition.
+    fn partition_bits(&self) -> u8;
+
+    /// The kinds of trees that are not empty.
+    fn kinds(&self) -> Vec<TreeKind>;
+
+    /// The partitions whose records of a kind both sides keep, in ascending order. Both sides have to say the same.
+    fn partitions(&self, kind: TreeKind) -> Vec<PartitionId>;
+
+    /// Partitions whose trees are not built yet: they are left out.
+    fn unbuilt(&self) -> Vec<PartitionId>;
+
+    /// A tree; none is as good as an empty one.
+    fn tree(&self, tree: TreeId) -> Option<&HashTree>;
+
+    /// What an object is in its tree.
+    fn element(&self, keyspace: KeyspaceId, object: &Object) -> Element;
+
+    /// What a tree has in a span.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be read.
+    fn elements(&mut self, tree: TreeId, span: Span) -> Result<Vec<Element>, Self::Error>;
+
+    /// The objects of a keyspace in a span: of a number of copies, or all that both sides keep. At least one, and no more
+    /// than fit into so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be read.
+    fn objects(
+        &mut self,
+        keyspace: KeyspaceId,
+        copies: Option<CopyCount>,
+        span: Span,
+        bytes_max: usize,
+    ) -> Result<Stretch, Self::Error>;
+
+    /// Joins a record to what is there. Returns whether the join is that record: if not, there was more here.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be taken.
+    fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, Self::Error>;
+}

@@ -1,0 +1,272 @@
+//! Two replicas that hold different things hold the same after an exchange, at a cost that follows from what differed.
+
+use std::{convert::Infallible, sync::Arc};
+
+use antientropy::{
+    exchange::{Exchange, ExchangeError, FollowError, Follower, Question, Report, memory::MemoryReplica},
+    version::{Actor, Context, CopyCount, Counter, Dot, Record, SiblingSet, Value},
+};
+use bytes::Bytes;
+use proptest::{collection::vec, prelude::*};
+use ring::{KeyspaceId, Token};
+
+const SECRET: [u8; 32] = [9; 32];
+const KEYSPACE: KeyspaceId = KeyspaceId(1);
+
+/// What a key's record is made of: who wrote it, in which order.
+fn record(writes: &[(u64, u64)], copies: u8) -> Arc<Record> {
+    let copies = if copies == 0 { CopyCount::default() } else { CopyCount::explicit(copies) };
+    let mut set = SiblingSet::new();
+    for (actor, counter) in writes {
+        let mut one = SiblingSet::new();
+        let dot = Dot { actor: Actor(*actor), counter: Counter(*counter) };
+        one.write(dot, &Context::new(), Some(Value::new(vec![*actor as u8; 100])), copies);
+        set.merge(&one);
+    }
+    Arc::new(Record::Siblings(set))
+}
+
+fn overwritten(before: &Record, counter: u64) -> Arc<Record> {
+    let Record::Siblings(mut set) = before.clone() else { unreachable!("all are sibling sets") };
+    let context = set.context();
+    let dot = Dot { actor: Actor(77), counter: Counter(counter) };
+    set.write(dot, &context, Some(Value::new(vec![7; 100])), CopyCount::default());
+    Arc::new(Record::Siblings(set))
+}
+
+fn key(number: u64) -> Bytes {
+    Bytes::from(format!("key-{number:012}"))
+}
+
+/// A replica of so many keys, in 64 partitions.
+fn filled(keys: u64) -> MemoryReplica {
+    let mut replica = MemoryReplica::new(SECRET, 6, keys >> 6);
+    (0..keys).for_each(|number| replica.set(KEYSPACE, key(number), Some(record(&[(1, 1000 + number)], 0))));
+    replica
+}
+
+fn newer(number: u64) -> Arc<Record> {
+    overwritten(&record(&[(1, 1000 + number)], 0), 1 << 50 | number)
+}
+
+/// Answers questions in an order that the dice decide, until there are none.
+fn run(
+    leader: &mut MemoryReplica,
+    follower: &mut MemoryReplica,
+    salt: u64,
+) -> Result<Report, ExchangeError<Infallible>> {
+    let mut other = Follower::new();
+    let (mut exchange, question) = Exchange::begin(leader, salt);
+    let mut open = vec![question];
+    let mut dice = salt;
+    while !open.is_empty() {
+        dice = dice.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let Question { number, message } = open.swap_remove((dice >> 33) as usize % open.len());
+        let answer = other.answer(follower, message).expect("a question that makes sense");
+        open.extend(exchange.answered(leader, number, answer)?);
+    }
+    assert!(exchange.is_complete());
+    Ok(exchange.report())
+}
+
+fn assert_equal(here: &MemoryReplica, there: &MemoryReplica) {
+    assert_eq!(here.len(), there.len());
+    assert!(here.iter().eq(there.iter()));
+}
+
+/// What an exchange took beside the objects, for each key that differed.
+fn overhead(report: &Report) -> f64 {
+    (report.bytes - report.payload_bytes) as f64 / (report.updated + report.missing) as f64
+}
+
+#[test]
+fn equals_take_one_round_trip_of_some_bytes() {
+    let (mut here, mut there) = (filled(20_000), filled(20_000));
+    let report = run(&mut here, &mut there, 1).unwrap();
+    assert_eq!((report.messages, report.round_trips), (1, 1));
+    assert!(report.bytes < 100, "{report:?}");
+}
+
+#[test]
+fn one_difference_takes_three_round_trips_at_most() {
+    for case in 0..4 {
+        let (mut here, mut there) = (filled(20_000), filled(20_000));
+        let changed = if case % 2 == 0 { &mut here } else { &mut there };
+        let record = if case < 2 { Some(newer(777)) } else { None };
+        changed.set(KEYSPACE, key(777), record);
+        let report = run(&mut here, &mut there, case).unwrap();
+        assert_equal(&here, &there);
+        assert!(report.round_trips <= 3, "{report:?}");
+        assert_eq!(report.updated + report.missing, 1);
+        assert_eq!(report.objects_received + report.objects_sent, 1, "no record goes the wrong way");
+        assert!(overhead(&report) < 800.0, "{report:?}");
+    }
+}
+
+#[test]
+fn the_cost_follows_from_what_differs() {
+    const KEYS: u64 = 100_000;
+    const DIFFERING: u64 = 1000;
+    let mut order: Vec<u64> = (0..KEYS).collect();
+    order.sort_unstable_by_key(|number| Token::of_key(&key(*number)));
+    let stretch: Vec<u64> = order[5000..].iter().copied().take(DIFFERING as usize).collect();
+    let scattered: Vec<u64> = (0..DIFFERING).map(|number| number * (KEYS / DIFFERING)).collect();
+    for (name, keys, limit) in [("scattered", scattered, 64.0), ("clustered", stretch, 64.0)] {
+        let (mut here, mut there) = (filled(KEYS), filled(KEYS));
+        for (at, number) in keys.iter().enumerate() {
+            let changed = if at % 2 == 0 { &mut here } else { &mut there };
+            changed.set(KEYSPACE, key(*number), Some(newer(*number)));
+        }
+        let report = run(&mut here, &mut there, 5).unwrap();
+        assert_equal(&here, &there);
+        assert_eq!((report.updated, report.missing), (DIFFERING, 0), "{name}: {report:?}");
+        assert!(overhead(&report) < limit, "{name}: {} {report:?}", overhead(&report));
+        for side in 0..2 {
+            let (mut here, mut there) = (filled(KEYS), filled(KEYS));
+            let lacking = if side == 0 { &mut here } else { &mut there };
+            keys.iter().for_each(|number| lacking.set(KEYSPACE, key(*number), None));
+            let report = run(&mut here, &mut there, 6).unwrap();
+            assert_equal(&here, &there);
+            assert_eq!((report.updated, report.missing), (0, DIFFERING), "{name}: {report:?}");
+            assert!(overhead(&report) < 40.0, "{name} {side}: {} {report:?}", overhead(&report));
+        }
+    }
+}
+
+#[test]
+fn much_that_differs_takes_little_more_than_it_is() {
+    const KEYS: u64 = 40_000;
+    for (share, is_updated) in [(10, true), (3, true), (1, true), (10, false), (2, false)] {
+        let (mut here, mut there) = (filled(KEYS), filled(KEYS));
+        for number in (0..KEYS).step_by(share) {
+            here.set(KEYSPACE, key(number), is_updated.then(|| newer(number)));
+        }
+        let report = run(&mut here, &mut there, 7).unwrap();
+        assert_equal(&here, &there);
+        let bound = report.payload_bytes + 16 * (2 * report.updated + report.missing);
+        let times = report.bytes as f64 / bound as f64;
+        assert!(times < 1.25, "one in {share}, updated {is_updated}: {times} {report:?}");
+    }
+}
+
+#[test]
+fn a_side_that_holds_nothing_or_little_is_filled_for_little_more_than_the_objects() {
+    const KEYS: u64 = 20_000;
+    for held in [0, 100, 2000] {
+        for is_leading in [true, false] {
+            let (mut full, mut empty) = (filled(KEYS), MemoryReplica::new(SECRET, 6, 0));
+            for number in 0..held {
+                empty.set(KEYSPACE, key(number * 3), Some(newer(number * 3)));
+            }
+            let (here, there) = if is_leading { (&mut empty, &mut full) } else { (&mut full, &mut empty) };
+            let report = run(here, there, 8).unwrap();
+            assert_equal(here, there);
+            let per_object = report.bytes as f64 / KEYS as f64 - 144.0;
+            assert!(per_object < 30.0, "{held} {is_leading}: {per_object} {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_follower_that_forgot_ends_the_exchange_and_the_next_one_works() {
+    let (mut here, mut there) = (filled(5000), filled(5000));
+    (0..1000).for_each(|number| here.set(KEYSPACE, key(number * 5), Some(newer(number * 5))));
+    for answers in 1..4 {
+        let mut follower = Follower::new();
+        let (mut exchange, question) = Exchange::begin(&here, 3);
+        let mut open = vec![question];
+        for _ in 0..answers {
+            let Some(Question { number, message }) = open.pop() else { break };
+            let answer = follower.answer(&mut there, message).unwrap();
+            open.extend(exchange.answered(&mut here, number, answer).unwrap());
+        }
+        let Some(Question { number, message }) = open.pop() else { continue };
+        let mut forgetful = Follower::new();
+        let answer = forgetful.answer(&mut there, message).unwrap();
+        match exchange.answered(&mut here, number, answer) {
+            Err(ExchangeError::Forgotten) | Ok(_) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    run(&mut here, &mut there, 4).unwrap();
+    assert_equal(&here, &there);
+}
+
+/// A key with what each side holds of it: who wrote it, and for how many copies.
+type Content = (u8, Vec<(u8, u8)>, Vec<(u8, u8)>, u8);
+
+fn set(replica: &mut MemoryReplica, number: u8, writes: &[(u8, u8)], copies: u8) {
+    let writes: Vec<(u64, u64)> =
+        writes.iter().map(|(actor, counter)| (u64::from(*actor), u64::from(*counter) + 1)).collect();
+    let keyspace = KeyspaceId(u32::from(number % 2));
+    if !writes.is_empty() {
+        replica.set(keyspace, key(u64::from(number)), Some(record(&writes, copies)));
+    }
+}
+
+fn contents() -> impl Strategy<Value = Vec<Content>> {
+    let writes = || vec((0..3_u8, 0..3_u8), 0..3);
+    let differing = (any::<u8>(), writes(), writes(), 0..3_u8);
+    let equal = (any::<u8>(), writes(), 0..3_u8).prop_map(|(number, writes, copies)| {
+        let again = writes.clone();
+        (number, writes, again, copies)
+    });
+    vec(prop_oneof![differing, equal], 0..120)
+}
+
+proptest! {
+    /// Whatever both hold: they hold the join of it, of every key, afterwards.
+    #[test]
+    fn both_sides_hold_the_join(
+        contents in contents(),
+        bits in 0..4_u8,
+        keys in (0..200_u64, 0..200_u64),
+        salt in any::<u64>(),
+    ) {
+        let mut here = MemoryReplica::new(SECRET, bits, keys.0 * 16);
+        let mut there = MemoryReplica::new(SECRET, bits, keys.1 * 16);
+        for (number, ours, theirs, copies) in &contents {
+            set(&mut here, *number, ours, *copies);
+            set(&mut there, *number, theirs, *copies);
+        }
+        let mut joined = here.clone();
+        for (keyspace, key, record) in there.iter() {
+            let object = antientropy::exchange::Object { key: key.clone(), record: Arc::clone(record) };
+            antientropy::exchange::Replica::merge(&mut joined, keyspace, &object).unwrap();
+        }
+        run(&mut here, &mut there, salt).unwrap();
+        assert_equal(&here, &joined);
+        assert_equal(&there, &joined);
+    }
+
+    /// Nothing that a peer may say makes either side panic or go on for ever.
+    #[test]
+    fn nonsense_is_refused(bytes in vec(any::<u8>(), 0..200), flips in vec((any::<u16>(), 1..=255_u8), 1..4)) {
+        let (mut here, mut there) = (filled(200), filled(300));
+        let mut follower = Follower::new();
+        let _: Result<Bytes, FollowError<Infallible>> = follower.answer(&mut there, bytes.clone().into());
+        let (mut exchange, question) = Exchange::begin(&here, 1);
+        let mut open = vec![question];
+        let mut steps = 0;
+        while let Some(Question { number, message }) = open.pop() {
+            steps += 1;
+            prop_assert!(steps < 1000);
+            let damage = |message: Bytes| {
+                let mut message = message.to_vec();
+                for (at, flip) in &flips {
+                    let at = usize::from(*at);
+                    if at < message.len() * 3 {
+                        let at = at % message.len();
+                        message[at] ^= *flip;
+                    }
+                }
+                Bytes::from(message)
+            };
+            let Ok(answer) = follower.answer(&mut there, damage(message)) else { break };
+            let Ok(next) = exchange.answered(&mut here, number, damage(answer)) else { break };
+            open.extend(next);
+        }
+        let (mut exchange, question) = Exchange::begin(&here, 1);
+        let _ = exchange.answered(&mut here, question.number, bytes.into());
+    }
+}
