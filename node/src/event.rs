@@ -135,7 +135,7 @@ pub enum Wake {
     Exchange,
     /// Hints are to be replayed.
     Hints,
-    /// A store that refused a batch may take one again.
+    /// A store that refused a batch may take one again, or hash trees are to be built.
     Storage,
     /// A change of the document is to be tried again or given up, or founders are to be asked.
     Agreement,

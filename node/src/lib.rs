@@ -34,6 +34,7 @@ mod settings;
 #[allow(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod shell;
 pub mod storage;
+mod trees;
 mod waiting;
 pub mod wire;
 

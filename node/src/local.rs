@@ -271,7 +271,8 @@ impl<S: Store> Local<S> {
     /// that comes later does not bring back what was lost here, an exchange does.
     pub(crate) fn note_damage(&mut self, object: &ObjectKey, partition: PartitionId) {
         self.counters.damaged_records += 1;
-        self.replica.put(object.clone(), None);
+        self.replica.trees.doubt(partition);
+        self.replica.put(object.clone(), None, None);
         self.fill(partition);
     }
 
@@ -337,18 +338,18 @@ impl<S: Store> Local<S> {
         match local {
             None => {
                 self.counters.merged(path);
-                self.replica.put(object.clone(), Some(Arc::clone(record)));
+                self.replica.put(object.clone(), None, Some(Arc::clone(record)));
             }
             // Siblings that are here already need no copy to find out; of two last-write-wins versions the loser is
             // counted, whichever it is.
             Some(local) if matches!(*local, Record::Siblings(_)) && local.dominates(record) => {}
             Some(local) => {
-                let mut joined = Arc::unwrap_or_clone(local);
+                let mut joined = Record::clone(&local);
                 let outcome = joined.merge(record);
                 self.counters.lww_discarded += u64::from(outcome.discarded_concurrent);
                 if outcome.changed {
                     self.counters.merged(path);
-                    self.replica.put(object.clone(), Some(Arc::new(joined)));
+                    self.replica.put(object.clone(), Some(&local), Some(Arc::new(joined)));
                 }
             }
         }

@@ -48,11 +48,13 @@ pub enum PlantedBug {
     StandInCountedAsStrict,
     /// A replica that is down counts as one that acknowledged.
     DeadReplicaCounted,
+    /// A write does not change the hash tree.
+    LeafNotUpdated,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 21] = [
+    pub const ALL: [PlantedBug; 22] = [
         PlantedBug::AcknowledgeBeforeSync,
         PlantedBug::ActorKeptAfterLoss,
         PlantedBug::ActorKeptAfterFailedBatch,
@@ -74,5 +76,6 @@ impl PlantedBug {
         PlantedBug::CountedHintExpires,
         PlantedBug::StandInCountedAsStrict,
         PlantedBug::DeadReplicaCounted,
+        PlantedBug::LeafNotUpdated,
     ];
 }

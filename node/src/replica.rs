@@ -31,6 +31,7 @@ use crate::{
     planted::PlantedBug,
     settings::Settings,
     storage::{Batch, Change, ObjectKey, ReadError, Sequence, Store, Table, decode_stored, encode_stored},
+    trees::Trees,
 };
 
 /// Counters from here on are nobody's clock, and leave no room to count on: they are not taken.
@@ -53,6 +54,8 @@ pub(crate) struct Replica<S> {
     /// Numbers up to this one were used by this store before it went back in time.
     floor: Sequence,
     planted: Option<PlantedBug>,
+    /// The trees of what is held.
+    pub(crate) trees: Trees,
 }
 
 /// A record whose last change is not synced.
@@ -151,6 +154,7 @@ impl<S: Store> Replica<S> {
             is_refusing: false,
             floor: synced,
             planted,
+            trees: Trees::new(settings.context_key.tree_key(), planted),
         }
     }
 
@@ -222,7 +226,7 @@ impl<S: Store> Replica<S> {
         settings: &Settings,
         rng: &mut ChaCha8Rng,
     ) -> Result<(Dot, Arc<Record>), Refusal> {
-        let local = mint.held;
+        let (before, local) = (mint.held.clone(), mint.held);
         let floor =
             local.as_ref().map_or(Counter::ZERO, |record| record.highest()).max(mint.context.highest());
         if floor.max(mint.seen) >= PLAUSIBLE_MAX {
@@ -269,7 +273,7 @@ impl<S: Store> Replica<S> {
             }
         };
         let record = Arc::new(record);
-        self.put(object.clone(), Some(Arc::clone(&record)));
+        self.put(object.clone(), before.as_deref(), Some(Arc::clone(&record)));
         Ok((dot, record))
     }
 
@@ -286,7 +290,10 @@ impl<S: Store> Replica<S> {
     }
 
     /// Stores a record, or removes one, with this turn's batch.
-    pub(crate) fn put(&mut self, object: ObjectKey, record: Option<Arc<Record>>) {
+    ///
+    /// `before` is what is held of it now; none if nothing is, or if nobody knows because it is damaged.
+    pub(crate) fn put(&mut self, object: ObjectKey, before: Option<&Record>, record: Option<Arc<Record>>) {
+        self.trees.replaced(&object, before, record.as_deref());
         let bytes = record.as_ref().map_or(0, |record| record.encoded_len()) + object.encoded().len();
         let mut pending = Pending { record, bytes, sequence: self.turn.sequence, is_acknowledged: false };
         self.unsynced_bytes += bytes;
@@ -402,10 +409,21 @@ impl<S: Store> Replica<S> {
                 && let Some(pending) = self.overlay.remove(object)
             {
                 self.unsynced_bytes -= pending.bytes;
-                if let Some(record) = pending.record.filter(|_| is_committed) {
+                if !is_committed {
+                    self.reverted(object, pending.record.as_deref());
+                } else if let Some(record) = pending.record {
                     self.cache.insert(object, &record);
                 }
             }
+        }
+    }
+
+    /// What was held of an object is gone: it is what the store holds again.
+    fn reverted(&mut self, object: &ObjectKey, before: Option<&Record>) {
+        match self.stored(object) {
+            Held::Record(record) => self.trees.replaced(object, before, Some(&record)),
+            Held::Nothing => self.trees.replaced(object, before, None),
+            Held::Damaged | Held::Unreadable => self.trees.doubt_object(object),
         }
     }
 

@@ -83,6 +83,12 @@ impl Partitions {
         1 << self.bits
     }
 
+    /// How many of a token's bits name its partition.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        self.bits
+    }
+
     /// The partition that holds `token`: its highest bits.
     #[must_use]
     pub fn of(self, token: Token) -> PartitionId {

@@ -118,6 +118,8 @@ impl World {
         let Some(process) = &host.process else { return };
         let counters = process.node.counters();
         self.counts.add_node(counters);
+        let differing = process.node.trees_differing().into_iter().map(|tree| (host.node, tree));
+        self.history.trees_differing.extend(differing);
         if counters.store_went_back > 0 && !host.went_back {
             self.history.false_alarms.push(host.node);
         }

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use antientropy::version::{Actor, Counter, Dot, Record};
+use antientropy::{
+    exchange::TreeId,
+    version::{Actor, Counter, Dot, Record},
+};
 use bytes::Bytes;
 use client::{
     Copies, Level, Required, Version,
@@ -64,6 +67,8 @@ pub struct History {
     pub damages: Vec<Damage>,
     /// Nodes that believed that their store had gone back in time although it had not.
     pub false_alarms: Vec<NodeId>,
+    /// Hash trees that were not what a scan would have made of them.
+    pub trees_differing: Vec<(NodeId, TreeId)>,
     /// Whether all clocks were right throughout.
     pub clocks_are_right: bool,
     /// When clocks were set, and to what, from the beginning.
@@ -344,6 +349,7 @@ impl History {
             regressions: Vec::new(),
             damages: Vec::new(),
             false_alarms: Vec::new(),
+            trees_differing: Vec::new(),
             clocks: Vec::new(),
             clock_drift_max_ms: None,
             clocks_are_right: true,

@@ -41,6 +41,9 @@ const TAG_LEN: usize = 16;
 /// Separates the key of the tags from every other use of the cluster's secret.
 const KEY_DERIVATION: &str = "quorate: tag of a sealed causal context, version 1";
 
+/// Separates the key of hash trees from the key of the tags.
+const TREE_KEY_DERIVATION: &str = "quorate: weights of records in hash trees, version 1";
+
 /// Why a sealed context was refused. The request had no effect; reading the key again gives a good context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ContextError {
@@ -63,6 +66,12 @@ impl ContextKey {
     /// The key for a cluster's secret.
     pub fn new(cluster_secret: [u8; 32]) -> ContextKey {
         ContextKey(blake3::derive_key(KEY_DERIVATION, &cluster_secret))
+    }
+
+    /// The key under which hash trees weigh records: another of the same secret.
+    #[must_use]
+    pub fn tree_key(&self) -> [u8; 32] {
+        blake3::derive_key(TREE_KEY_DERIVATION, &self.0)
     }
 
     /// Seals a context for one key of one keyspace.

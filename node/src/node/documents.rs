@@ -88,6 +88,7 @@ impl<S: Store> Node<S> {
             is_first && !went_back && recorded.is_some_and(was_whole)
         });
         local.sharers = shares.sharers;
+        local.replica.trees.follow(document.partitions, local.copies.partitions());
         local.peers.keep(|node| document.members.contains_key(&node));
         local.peers.add(document.members.keys().copied().filter(|node| *node != local.node));
         if let Some(before) = &local.document

@@ -306,6 +306,9 @@ impl<S: Store> Node<S> {
             self.local.replica.put_meta(self.local.peers.to_store());
         }
         self.membership.handle_timeout(now.monotonic);
+        if !self.local.is_stopping {
+            self.local.build_trees();
+        }
         // A store that could not be read when the process began may be readable by now.
         let _ = self.local.voter();
         if let Some((node, epoch)) = self.newer_epoch.filter(|_| !self.local.is_stopping) {
@@ -338,6 +341,7 @@ impl<S: Store> Node<S> {
             document.map(|_| (ask_at, Wake::Peers)),
             self.probe_at.map(|at| (at, Wake::Storage)),
             self.membership.next_due().map(|at| (at, Wake::Membership)),
+            background.and_then(|_| self.local.replica.trees.next_due()).map(|at| (at, Wake::Storage)),
             background.and_then(|(exchanges, _)| exchanges.next_due(settings)).map(|at| (at, Wake::Exchange)),
             background.and_then(|(_, hints)| hints.next_due(&self.local)).map(|at| (at, Wake::Hints)),
         ]
@@ -663,6 +667,21 @@ impl<S: Store> Node<S> {
     #[must_use]
     pub fn founders_differing(&self) -> Vec<NodeId> {
         self.agreement.forming.iter().flat_map(Forming::differing).collect()
+    }
+
+    /// The hash trees that are not what a scan would make of them now: none, unless there is a bug. For tests: all is
+    /// scanned.
+    #[must_use]
+    pub fn trees_differing(&self) -> Vec<antientropy::exchange::TreeId> {
+        self.local.trees_differing()
+    }
+
+    /// How many partitions have their hash trees, how many are to have them, and how many bytes all trees take.
+    #[must_use]
+    pub fn trees(&self) -> (usize, usize, usize) {
+        let trees = &self.local.replica.trees;
+        let (built, wanted) = trees.census();
+        (built, wanted, trees.memory_bytes())
     }
 
     /// How far a peer had seen this store come before it went back in time, if it did: see

@@ -9,6 +9,7 @@ mod durable_means_durable;
 mod expiry;
 mod false_alarms;
 mod foreign_contexts;
+mod hash_trees;
 pub(crate) mod lost_writes;
 mod quorum_overlap;
 mod registers;
@@ -58,6 +59,8 @@ pub enum Checker {
     FalseAlarms,
     /// A node whose clock is far from its peers' dates no write.
     Clocks,
+    /// Hash trees are what a scan would make of them.
+    HashTrees,
     /// No assertion fails, in the nodes or around them. Found where a run ends early, not in its history.
     Assertions,
 }
@@ -73,7 +76,7 @@ pub struct Violation {
 
 impl Checker {
     /// All of them.
-    pub const ALL: [Checker; 16] = [
+    pub const ALL: [Checker; 17] = [
         Checker::LostWrites,
         Checker::QuorumOverlap,
         Checker::DefiniteErrors,
@@ -89,6 +92,7 @@ impl Checker {
         Checker::Votes,
         Checker::FalseAlarms,
         Checker::Clocks,
+        Checker::HashTrees,
         Checker::Assertions,
     ];
 
@@ -111,6 +115,7 @@ impl Checker {
             Checker::Votes => votes::check(history),
             Checker::FalseAlarms => false_alarms::check(history),
             Checker::Clocks => clocks::check(history),
+            Checker::HashTrees => hash_trees::check(history),
             Checker::Assertions => Vec::new(),
         }
     }
