@@ -381,6 +381,7 @@ impl<S: Store> Local<S> {
             return Err(MergeRefusal::StorageFailed);
         }
         self.merge(object, record, durability, MergePath::StandIn { target })?;
+        self.replica.put_again(object);
         self.hints_left.push(HintLeft { target, object: object.clone(), is_counted: true });
         let mut acknowledgement = self.acknowledge(object, durability)?;
         if durability == Durability::Disk || acknowledgement.after.is_some() {

@@ -318,6 +318,16 @@ impl<S: Store> Replica<S> {
         }
     }
 
+    /// What this node holds of an object goes into this turn's batch too, if it is not synced: whoever waits for this
+    /// batch counts on it, and an earlier one that has it may be refused.
+    pub(crate) fn put_again(&mut self, object: &ObjectKey) {
+        let Some(pending) = self.overlay.get(object) else { return };
+        if pending.sequence < self.turn.sequence {
+            let record = pending.record.clone();
+            self.put(object.clone(), record.clone().as_deref(), record);
+        }
+    }
+
     /// What this node holds of an object is acknowledged, or will be, before it is synced.
     pub(crate) fn acknowledged_from_memory(&mut self, object: &ObjectKey) {
         if let Some(pending) = self.overlay.get_mut(object) {

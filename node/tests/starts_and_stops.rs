@@ -9,9 +9,10 @@ use antientropy::version::{
 use node::{
     Identity, Input, Node, Now, Output, Settings,
     message::{
-        Envelope, Header, MergePath, Message, ReadAnswer, ReadKind, ReadPurpose, Recovery, StartId, Tag,
+        Envelope, Header, MergeOutcome, MergePath, Message, ReadAnswer, ReadKind, ReadPurpose, Recovery,
+        StartId, Tag,
     },
-    storage::{Batch, CrashDamage, MemoryEngine, ObjectKey, Sequence, Table},
+    storage::{Batch, CrashDamage, MemoryEngine, ObjectKey, Sequence, Table, read_record},
 };
 use ring::{
     ClusterDocument, ClusterId, ConflictPolicy, Datacenter, DatacenterId, Durability, Epoch, Keyspace,
@@ -219,6 +220,43 @@ fn a_stop_ends_although_a_mark_was_refused() {
     assert!(driver.node.is_stopped());
     driver.restart();
     assert!(!driver.node.copy_is_whole(PARTITION), "and the mark is stored");
+}
+
+/// P7, seed 80001514. A node took a record in place of a replica; the record was there already, with a batch on its way.
+/// That batch was refused in the same turn, the one with the hint was not, and the hint's batch was what the
+/// acknowledgement waited for.
+#[test]
+fn a_stand_in_acknowledges_only_with_the_record_that_its_hint_is_about() {
+    let mut driver = Driver::formed();
+    driver.hear_hello();
+    driver.commit_all();
+    let (dot, mut set) = (Dot { actor: Actor(5), counter: Counter::at(driver.now.wall) }, SiblingSet::new());
+    set.write(dot, &Context::new(), Some(Value::new("book")), CopyCount::DEFAULT);
+    let (object, record) = (ObjectKey::new(KeyspaceId(1), b"cart"), Arc::new(Record::Siblings(set)));
+    let merge = |question, path| Message::Merge {
+        tag: Tag { operation: 1, question },
+        object: object.clone(),
+        record: Arc::clone(&record),
+        durability: Durability::Disk,
+        path,
+    };
+    driver.hear(merge(1, MergePath::Write));
+    let (first, _) = driver.outputs();
+    first.into_iter().for_each(|batch| driver.disk.submit(batch));
+    driver.hear(merge(2, MergePath::StandIn { target: NodeId(3) }));
+    let refused = driver.disk.fail_next().expect("the first is refused");
+    driver.node.handle(driver.now, Input::CommitFailed(refused));
+    let (second, _) = driver.outputs();
+    assert_eq!(second.len(), 1, "the hint is stored");
+    second.into_iter().for_each(|batch| driver.disk.submit(batch));
+    let committed = driver.disk.commit_next().expect("the second is not");
+    driver.node.handle(driver.now, Input::Committed(committed));
+    let (_, sent) = driver.outputs();
+    let is_applied = |(_, envelope): &(NodeId, Envelope)| {
+        matches!(envelope.message, Message::Merged { outcome: MergeOutcome::Applied { .. }, .. })
+    };
+    assert!(sent.iter().any(is_applied), "it is acknowledged");
+    assert_eq!(read_record(&driver.disk, &object), Ok(Some(Record::clone(&record))), "and there");
 }
 
 /// P6. A disk was replaced and its node readmitted; then the old disk went back in. Its mark said whole, and nobody
