@@ -3,7 +3,10 @@
 use std::{convert::Infallible, sync::Arc};
 
 use antientropy::{
-    exchange::{Exchange, ExchangeError, FollowError, Follower, Question, Report, memory::MemoryReplica},
+    exchange::{
+        Exchange, ExchangeError, FollowError, Follower, Object, Question, Replica, Report,
+        memory::MemoryReplica,
+    },
     version::{Actor, Context, CopyCount, Counter, Dot, Record, SiblingSet, Value},
 };
 use bytes::Bytes;
@@ -231,12 +234,85 @@ proptest! {
         }
         let mut joined = here.clone();
         for (keyspace, key, record) in there.iter() {
-            let object = antientropy::exchange::Object { key: key.clone(), record: Arc::clone(record) };
-            antientropy::exchange::Replica::merge(&mut joined, keyspace, &object).unwrap();
+            let object = Object { key: key.clone(), record: Arc::clone(record) };
+            joined.merge(keyspace, &object).unwrap();
         }
         run(&mut here, &mut there, salt).unwrap();
         assert_equal(&here, &joined);
         assert_equal(&there, &joined);
+    }
+
+    /// While both are written to and lose trees and records, an exchange that says that it is complete has brought to
+    /// both what differed when it began, of all keys that it does not leave out; and one without any of this, all.
+    #[test]
+    fn what_differed_at_the_beginning_is_on_both_sides_whatever_happens_meanwhile(
+        contents in contents(),
+        bits in 0..3_u8,
+        keys in (0..200_u64, 0..200_u64),
+        salt in any::<u64>(),
+        events in vec((any::<bool>(), 0..8_u8, any::<u8>(), (0..5_u8, 3..6_u8), 0..4_u8), 0..40),
+    ) {
+        let mut sides = [keys.0, keys.1].map(|keys| MemoryReplica::new(SECRET, bits, keys * 16));
+        for (number, ours, theirs, copies) in &contents {
+            set(&mut sides[0], *number, ours, *copies);
+            set(&mut sides[1], *number, theirs, *copies);
+        }
+        let [mut here, mut there] = sides;
+        let mut joined = here.clone();
+        for (keyspace, key, record) in there.iter() {
+            let object = Object { key: key.clone(), record: Arc::clone(record) };
+            joined.merge(keyspace, &object).unwrap();
+        }
+        let mut follower = Follower::new();
+        let (mut exchange, question) = Exchange::begin(&here, salt);
+        let (mut open, mut dice, mut events, mut removed) = (vec![question], salt, events.into_iter(), Vec::new());
+        let mut is_complete = true;
+        while !open.is_empty() {
+            for (is_here, what, number, write, copies) in events.by_ref().take(2) {
+                let side = if is_here { &mut here } else { &mut there };
+                let (keyspace, name) = (KeyspaceId(u32::from(number % 2)), key(u64::from(number)));
+                match what {
+                    0 => side.forget_trees(side.partition_of(Token::of_key(&name))),
+                    1 => side.build_trees(u64::from(number) * 4),
+                    2 => {
+                        side.set(keyspace, name.clone(), None);
+                        removed.push((keyspace, name));
+                    }
+                    _ => {
+                        let record = record(&[(u64::from(write.0), u64::from(write.1))], copies);
+                        side.merge(keyspace, &Object { key: name, record }).unwrap();
+                    }
+                }
+            }
+            dice = dice.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let Question { number, message } = open.swap_remove((dice >> 33) as usize % open.len());
+            let answer = follower.answer(&mut there, message).unwrap();
+            match exchange.answered(&mut here, number, answer) {
+                Ok(next) => open.extend(next),
+                // There are records of another number of copies than before.
+                Err(ExchangeError::Forgotten) => {
+                    is_complete = false;
+                    break;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        prop_assert_eq!(exchange.is_complete(), is_complete);
+        for (keyspace, key, record) in joined.iter() {
+            let partition = here.partition_of(Token::of_key(key));
+            let is_excused = removed.contains(&(keyspace, key.clone())) || !is_complete;
+            if is_excused || exchange.left_out().contains(&partition) {
+                continue;
+            }
+            for side in [&here, &there] {
+                let held = side.get(keyspace, key);
+                prop_assert!(held.is_some_and(|held| held.dominates(record)), "{key:?} {held:?} {record:?}");
+            }
+        }
+        here.build_trees(keys.0);
+        there.build_trees(keys.1);
+        run(&mut here, &mut there, salt ^ 1).unwrap();
+        assert_equal(&here, &there);
     }
 
     /// Nothing that a peer may say makes either side panic or go on for ever.

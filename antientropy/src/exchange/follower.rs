@@ -7,7 +7,7 @@ use ring::{KeyspaceId, PartitionId};
 use thiserror::Error;
 
 use super::{
-    Object, Replica, Span, Stretch, TreeId, TreeKind,
+    Object, Replica, Span, Stretch, TreeId,
     message::{ASKS_MAX, Ask, Interval, Levels, Outcome, Request, Response, Undecodable},
     plan::{Plan, trees_of, union},
 };
@@ -27,7 +27,9 @@ pub(super) const SUMS_MAX: u64 = 4096;
 pub(super) const OBJECTS_BYTES_MAX: usize = 64 << 10;
 /// Groups of keys that are sketched at the same time, at most.
 pub(super) const GROUPS_MAX: usize = 8;
-/// Keys of one group at most, or the keys of one bucket.
+/// Messages' worth of objects that one position has at most.
+const STRETCHES_MAX: usize = 64;
+/// Keys of one group at most.
 const GROUP_KEYS_MAX: usize = 1 << 16;
 
 /// What the following side of an exchange remembers. It may be dropped at any time: the leader then begins anew.
@@ -90,18 +92,19 @@ impl Follower {
 
     fn respond<R: Replica>(&mut self, replica: &mut R, request: Request) -> Result<Response, R::Error> {
         Ok(match request {
-            Request::Check { salt, digest, kinds, levels, unbuilt } => {
-                let kinds = union(&replica.kinds(), &kinds);
+            Request::Check { salt, digest, levels, unbuilt } => {
                 let unbuilt = union(&replica.unbuilt(), &unbuilt);
-                self.check(replica, salt, digest, kinds, unbuilt, &levels)
+                self.check(replica, salt, digest, unbuilt, &levels)
             }
             Request::Cells { salt, from, count } => {
                 let cells = self.session(salt).and_then(|session| session.cells(from, count));
                 cells.unwrap_or(Response::Forgotten)
             }
             Request::Sums { salt, coarser_by, from, trees } => match self.session(salt) {
-                Some(session) => session.sums(replica, coarser_by, from, trees),
-                None => Response::Forgotten,
+                Some(session) if !session.plan.lacks_kinds(replica) => {
+                    session.sums(replica, coarser_by, from, trees)
+                }
+                Some(_) | None => Response::Forgotten,
             },
             Request::KeyCells { salt, group, intervals, from, count } => match self.session(salt) {
                 Some(session) => session.key_cells(replica, group, &intervals, from, count)?,
@@ -120,13 +123,20 @@ impl Follower {
                 }
             }
             Request::Push { keyspace, objects } => {
-                let mut more = Vec::new();
-                for object in objects {
-                    if !replica.merge(keyspace, &object)? {
-                        more.extend(read_again(replica, keyspace, &object)?);
+                let (mut joins, mut others, mut bytes) = (Vec::new(), Vec::new(), 0);
+                for (place, object) in (0..).zip(&objects) {
+                    if replica.merge(keyspace, object)? {
+                        continue;
+                    }
+                    if bytes < OBJECTS_BYTES_MAX {
+                        let joined = read_again(replica, keyspace, object)?;
+                        bytes += joined.as_ref().map_or(0, Object::encoded_len);
+                        joins.extend(joined);
+                    } else {
+                        others.push(place);
                     }
                 }
-                Response::Pushed(more)
+                Response::Pushed { objects: joins, others }
             }
         })
     }
@@ -140,16 +150,15 @@ impl Follower {
         replica: &R,
         salt: u64,
         digest: [u8; 16],
-        kinds: Vec<TreeKind>,
         unbuilt: Vec<PartitionId>,
         levels: &Levels,
     ) -> Response {
-        if digest == digest_of_roots(replica, &kinds, &unbuilt) {
+        if digest == digest_of_roots(replica, &unbuilt) {
             return Response::Equal;
         }
-        let levels = Levels::of(replica, &kinds, &unbuilt).join(levels);
-        let plan = Plan::new(replica, &kinds, &unbuilt, &levels);
-        let mut sketch = Sketch::of_buckets(salt, plan.sums(replica).into_iter());
+        let levels = Levels::of(replica, &unbuilt).join(levels);
+        let Some(plan) = Plan::new(replica, &unbuilt, &levels) else { return Response::Forgotten };
+        let mut sketch = Sketch::of_buckets(salt, plan.sums(replica, &unbuilt).into_iter());
         let survey = sketch.survey();
         let cells = sketch.cells(CELLS_AT_FIRST);
         self.session = Some(Session {
@@ -159,7 +168,7 @@ impl Follower {
             sketch: Some((sketch, CELLS_AT_FIRST as u64)),
             groups: BTreeMap::new(),
         });
-        Response::Differs { kinds, levels, unbuilt, survey, cells }
+        Response::Differs { levels, unbuilt, survey, cells }
     }
 }
 
@@ -179,13 +188,13 @@ impl Session {
         self.sketch = None;
         let all = self.plan.trees();
         let from = bounded(from, all.len());
+        let unbuilt = union(&replica.unbuilt(), &[]);
         let (mut out, mut sent) = (Vec::new(), 0);
         for planned in all[from..].iter().take(bounded(trees, usize::MAX)) {
             let mut sums = Vec::new();
-            planned.sums_into(replica, &mut sums);
-            sent += sums.len() as u64;
-            let keys = replica.tree(planned.tree).map_or(0, HashTree::len);
-            out.push((keys, sums));
+            let keys = planned.sums_into(replica, &unbuilt, &mut sums);
+            sent += 1 + sums.len() as u64;
+            out.push(keys.map(|keys| (keys, sums)));
             if sent >= SUMS_MAX {
                 break;
             }
@@ -236,10 +245,10 @@ fn bounded(number: u64, limit: usize) -> usize {
 
 /// The salt of the sketch of a group of keys.
 pub(super) fn group_salt(salt: u64, group: u64) -> u64 {
-    salt ^ (group + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    salt ^ group.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// What is in some buckets; none if they make no sense.
+/// What is in some buckets; none if they make no sense, or if that is too much.
 pub(super) fn elements_of<R: Replica>(
     replica: &mut R,
     plan: &Plan,
@@ -255,25 +264,22 @@ pub(super) fn elements_of<R: Replica>(
         while next < end {
             let Some(planned) = plan.tree_of(next) else { return Ok(None) };
             let count = end.min(planned.end()) - next;
-            elements.extend(replica.elements(planned.tree, plan.span(planned, next, count))?);
+            let span = plan.span(planned, next, count);
+            match replica.elements(planned.tree, span, GROUP_KEYS_MAX - elements.len())? {
+                Some(found) => elements.extend(found),
+                None => return Ok(None),
+            }
             next += count;
-        }
-        if elements.len() > GROUP_KEYS_MAX && interval.count > 1 {
-            return Ok(None);
         }
     }
     Ok(Some(elements))
 }
 
 /// The digest of the roots of all trees that are not empty, and of what is left out.
-pub(super) fn digest_of_roots(
-    replica: &impl Replica,
-    kinds: &[TreeKind],
-    unbuilt: &[PartitionId],
-) -> [u8; 16] {
+pub(super) fn digest_of_roots(replica: &impl Replica, unbuilt: &[PartitionId]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     unbuilt.iter().for_each(|partition| _ = hasher.update(&partition.0.to_be_bytes()));
-    for TreeId { kind, partition } in trees_of(replica, kinds, unbuilt) {
+    for TreeId { kind, partition } in trees_of(replica, union(&replica.kinds(), &[]), unbuilt) {
         let root = replica.tree(TreeId { kind, partition }).map_or(Sum::ZERO, HashTree::root);
         if !root.is_zero() {
             let mut input = [0; 7 + 14];
@@ -301,7 +307,8 @@ fn answer_asks<R: Replica>(
         let found = at_position(replica, keyspace, Span::of_positions(ask.prefix, shift))?;
         let newest = found.iter().map(|object| object.record.highest()).max();
         let is_older = ask.counter.is_some_and(|theirs| newest.is_some_and(|ours: Counter| ours < theirs));
-        if is_older {
+        // Of several the leader may lack one.
+        if is_older && found.len() == 1 {
             outcomes.push(Outcome::Wanted);
             continue;
         }
@@ -323,8 +330,10 @@ pub(super) fn at_position<R: Replica>(
 ) -> Result<Vec<Object>, R::Error> {
     let mut objects = Vec::new();
     let mut next = Some(span.first);
-    while let Some(first) = next {
-        let found: Stretch = replica.objects(keyspace, None, span.from(first), usize::MAX)?;
+    // A span of more than a few objects is nobody's who means it.
+    for _ in 0..STRETCHES_MAX {
+        let Some(first) = next else { break };
+        let found: Stretch = replica.objects(keyspace, None, span.from(first), OBJECTS_BYTES_MAX)?;
         objects.extend(found.objects);
         next = found.rest;
     }

@@ -33,6 +33,8 @@ const LISTED_FROM: u64 = 3;
 const LISTED_COARSER_BY: u8 = 2;
 /// A tree that has so many times fewer keys on one side is moved as a whole.
 const MOVED_FROM: u64 = 4;
+/// Buckets that are fetched together at most.
+const FETCHED_TOGETHER: u64 = 16;
 /// Differences that are found and not resolved, from which on no more are looked for.
 const UNRESOLVED_MAX: usize = 8192;
 
@@ -42,8 +44,12 @@ pub struct Exchange {
     salt: u64,
     plan: Plan,
     left_out: Vec<PartitionId>,
+    /// How fine this side's trees were when it began.
+    levels: Levels,
     /// Of the buckets, until it is known which differ.
     buckets: Option<Decoder>,
+    /// How many of their cells are likely to suffice.
+    sought: usize,
     /// The next tree whose sums are to be asked for, if a list is.
     listing: Option<usize>,
     /// Buckets with several keys that differ.
@@ -63,6 +69,7 @@ pub struct Exchange {
     pushed_spans: VecDeque<(TreeId, Span)>,
     awaiting: BTreeMap<u32, Awaited>,
     next_question: u32,
+    has_failed: bool,
     report: Report,
 }
 
@@ -97,8 +104,8 @@ pub enum ExchangeError<E> {
     /// The peer's answer makes no sense.
     #[error("an answer that makes no sense")]
     Senseless,
-    /// The peer has forgotten the exchange.
-    #[error("the peer has forgotten the exchange")]
+    /// The peer has forgotten the exchange, or there is a new kind of tree since it began: it is to begin anew.
+    #[error("the exchange has to begin anew")]
     Forgotten,
 }
 
@@ -124,8 +131,13 @@ struct Group {
     keyspace: KeyspaceId,
     intervals: Vec<Interval>,
     decoder: Decoder,
+    /// Until the first answer has come.
     survey: Option<Survey>,
+    /// How many cells are likely to suffice.
+    sought: usize,
+    /// How many keys there are here, and at the peer.
     keys: u64,
+    theirs: u64,
 }
 
 /// A question that was asked.
@@ -144,19 +156,21 @@ enum Kind {
     KeyCells(u64),
     Asks(KeyspaceId, u8, Vec<(u64, Found)>),
     Fetch(Interval, Token),
-    Push(KeyspaceId),
+    Push(KeyspaceId, Vec<u64>),
 }
 
 impl Exchange {
     /// Begins: the first question. The salt is to be a new random number.
     pub fn begin<R: Replica>(replica: &R, salt: u64) -> (Exchange, Question) {
-        let (kinds, unbuilt) = (union(&replica.kinds(), &[]), union(&replica.unbuilt(), &[]));
-        let levels = Levels::of(replica, &kinds, &unbuilt);
+        let unbuilt = union(&replica.unbuilt(), &[]);
+        let levels = Levels::of(replica, &unbuilt);
         let mut exchange = Exchange {
             salt,
             plan: Plan::empty(replica.partition_bits()),
             left_out: unbuilt.clone(),
+            levels: levels.clone(),
             buckets: None,
+            sought: 0,
             listing: None,
             several: BTreeSet::new(),
             groups: BTreeMap::new(),
@@ -169,10 +183,11 @@ impl Exchange {
             pushed_spans: VecDeque::new(),
             awaiting: BTreeMap::new(),
             next_question: 0,
+            has_failed: false,
             report: Report::default(),
         };
-        let digest = digest_of_roots(replica, &kinds, &unbuilt);
-        let check = Request::Check { salt, digest, kinds, levels, unbuilt };
+        let digest = digest_of_roots(replica, &unbuilt);
+        let check = Request::Check { salt, digest, levels, unbuilt };
         let question = exchange.question(1, Kind::Check, &check);
         (exchange, question)
     }
@@ -188,16 +203,35 @@ impl Exchange {
         number: u32,
         message: Bytes,
     ) -> Result<Vec<Question>, ExchangeError<R::Error>> {
-        let Some(Awaited { depth, kind }) = self.awaiting.remove(&number) else { return Ok(Vec::new()) };
+        let Some(awaited) = self.awaiting.remove(&number) else { return Ok(Vec::new()) };
+        let next = self.on_answer(replica, awaited, message);
+        self.has_failed |= next.is_err();
+        next
+    }
+
+    fn on_answer<R: Replica>(
+        &mut self,
+        replica: &mut R,
+        Awaited { depth, kind }: Awaited,
+        message: Bytes,
+    ) -> Result<Vec<Question>, ExchangeError<R::Error>> {
         self.report.bytes += message.len() as u64;
         let response = Response::decode(message).map_err(|Undecodable| ExchangeError::Senseless)?;
         match (kind, response) {
             (Kind::Check, Response::Equal) => {}
-            (Kind::Check, Response::Differs { kinds, levels, unbuilt, survey, cells }) => {
-                let (kinds, unbuilt) = (union(&kinds, &[]), union(&unbuilt, &self.left_out));
-                self.plan = Plan::new(replica, &kinds, &unbuilt, &levels);
-                self.left_out = unbuilt;
-                let sums = self.plan.sums(replica);
+            (Kind::Check, Response::Differs { levels, unbuilt, survey, cells }) => {
+                if levels.join(&self.levels) != levels {
+                    return Err(ExchangeError::Senseless);
+                }
+                // Trees of this side may have gone since the check.
+                let unbuilt = union(&unbuilt, &self.left_out);
+                self.plan = Plan::new(replica, &unbuilt, &levels).ok_or(ExchangeError::Senseless)?;
+                if self.plan.lacks_kinds(replica) {
+                    return Err(ExchangeError::Forgotten);
+                }
+                let now = union(&replica.unbuilt(), &[]);
+                self.left_out = union(&unbuilt, &self.plan.unknown(replica, &now));
+                let sums = self.plan.sums(replica, &now);
                 let held = sums.iter().filter(|sum| !sum.is_zero()).count() as u64;
                 let sketch = Sketch::of_buckets(self.salt, sums.into_iter());
                 let differing = sketch.survey().differing(&survey);
@@ -209,8 +243,8 @@ impl Exchange {
                     if !decoder.push(&cells) {
                         self.buckets = Some(decoder);
                         // The survey may be off by a third, and what is asked for in vain is lost.
-                        let sought = cells_for(differing * 2 / 3).saturating_sub(CELLS_AT_FIRST);
-                        return Ok(self.ask_cells(depth, sought).into_iter().collect());
+                        self.sought = cells_for(differing * 3 / 5);
+                        return Ok(self.ask_cells(depth).into_iter().collect());
                     }
                     self.found_buckets(replica, &decoder.differences());
                 }
@@ -220,10 +254,7 @@ impl Exchange {
                 let is_done = push_bounded(decoder, &cells, self.plan.buckets() as usize);
                 match is_done {
                     None => return Err(ExchangeError::Senseless),
-                    Some(false) => {
-                        let more = 4 + decoder.compared() / 10;
-                        return Ok(self.ask_cells(depth, more).into_iter().collect());
-                    }
+                    Some(false) => return Ok(self.ask_cells(depth).into_iter().collect()),
                     Some(true) => {
                         let differences = decoder.differences();
                         self.buckets = None;
@@ -248,8 +279,14 @@ impl Exchange {
             (Kind::Fetch(interval, begin), Response::Fetched { rest, objects }) => {
                 self.fetched(replica, interval, begin, rest, &objects)?;
             }
-            (Kind::Push(keyspace), Response::Pushed(objects)) => {
+            (Kind::Push(keyspace, positions), Response::Pushed { objects, others }) => {
                 self.take(replica, keyspace, &objects)?;
+                for place in others {
+                    let position = usize::try_from(place).ok().and_then(|place| positions.get(place));
+                    let position = *position.ok_or(ExchangeError::Senseless)?;
+                    let found = Found { difference: Sum::ZERO, bucket: None };
+                    self.asks.insert((keyspace, position), found);
+                }
             }
             (_, Response::Forgotten) => return Err(ExchangeError::Forgotten),
             _ => return Err(ExchangeError::Senseless),
@@ -260,7 +297,13 @@ impl Exchange {
     /// Whether everything that differed is on both sides.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.awaiting.is_empty()
+        self.awaiting.is_empty() && !self.has_work() && !self.has_failed
+    }
+
+    fn has_work(&self) -> bool {
+        let is_finding = self.listing.is_some() || !self.several.is_empty() || !self.groups.is_empty();
+        let is_moving = !self.fetches.is_empty() || !self.rests.is_empty() || !self.asks.is_empty();
+        is_finding || is_moving || !self.pushes.is_empty() || !self.pushed_spans.is_empty()
     }
 
     /// Partitions about which it says nothing, because one of the sides has no trees for them yet.
@@ -285,9 +328,9 @@ impl Exchange {
         Question { number: self.next_question, message }
     }
 
-    fn ask_cells(&mut self, depth: u32, count: usize) -> Option<Question> {
-        let from = self.buckets.as_ref()?.compared() as u64;
-        let count = count.clamp(1, CELLS_MAX) as u64;
+    fn ask_cells(&mut self, depth: u32) -> Option<Question> {
+        let compared = self.buckets.as_ref()?.compared();
+        let (from, count) = (compared as u64, cells_after(compared, self.sought));
         let request = Request::Cells { salt: self.salt, from, count };
         Some(self.question(depth + 1, Kind::Cells, &request))
     }
@@ -301,6 +344,9 @@ impl Exchange {
 
     fn found_bucket(&mut self, replica: &impl Replica, bucket: u64, difference: Sum) {
         let Some(planned) = self.plan.tree_of(bucket).copied() else { return };
+        if self.left_out.binary_search(&planned.tree.partition).is_ok() {
+            return;
+        }
         let span = self.plan.span(&planned, bucket, 1);
         let here = planned.sum(replica, bucket);
         let position =
@@ -321,7 +367,7 @@ impl Exchange {
     fn compare_sums<R: Replica>(
         &mut self,
         replica: &R,
-        trees: &[(u64, Vec<Sum>)],
+        trees: &[Option<(u64, Vec<Sum>)>],
     ) -> Result<(), ExchangeError<R::Error>> {
         let next = self.listing.ok_or(ExchangeError::Senseless)?;
         let planned =
@@ -330,21 +376,28 @@ impl Exchange {
             return Err(ExchangeError::Senseless);
         }
         self.listing = Some(next + trees.len()).filter(|next| *next < self.plan.trees().len());
-        for (planned, (keys, theirs)) in planned.into_iter().zip(trees) {
+        if self.plan.lacks_kinds(replica) {
+            return Err(ExchangeError::Forgotten);
+        }
+        let unbuilt = union(&replica.unbuilt(), &[]);
+        for (planned, theirs) in planned.into_iter().zip(trees) {
             let mut ours = Vec::new();
-            planned.sums_into(replica, &mut ours);
+            let here = planned.sums_into(replica, &unbuilt, &mut ours);
+            let (Some(here), Some((there, theirs))) = (here, theirs) else {
+                self.left_out = union(&self.left_out, &[planned.tree.partition]);
+                continue;
+            };
             if ours.len() != theirs.len() {
                 return Err(ExchangeError::Senseless);
             }
-            let here = replica.tree(planned.tree).map_or(0, HashTree::len);
-            let is_moved = here.saturating_mul(MOVED_FROM) < *keys || keys.saturating_mul(MOVED_FROM) < here;
+            let is_moved = is_moved(here, *there);
             for (bucket, (ours, theirs)) in (planned.first..).zip(ours.into_iter().zip(theirs)) {
                 let mut difference = ours;
                 difference -= *theirs;
                 if difference.is_zero() {
                     continue;
                 }
-                if is_moved {
+                if is_moved && !theirs.is_zero() {
                     self.fetches.insert(bucket);
                 } else {
                     self.found_bucket(replica, bucket, difference);
@@ -364,32 +417,34 @@ impl Exchange {
         cells: &[Cell],
     ) -> Result<Option<Question>, ExchangeError<E>> {
         let group = self.groups.get_mut(&number).ok_or(ExchangeError::Senseless)?;
-        let ours = group.survey.take();
-        // With as many cells as there are keys something else is wrong: they are compared one by one.
-        let limit = 2 * (group.keys + keys) + 64;
-        let Some(is_done) = push_bounded(&mut group.decoder, cells, limit as usize) else {
+        if let Some(ours) = group.survey.take() {
+            // The first answer says how many differ.
+            group.sought = cells_for(ours.differing(&survey) * 3 / 5);
+            group.theirs = keys.min(1 << 32);
+        }
+        // With more cells than all keys need something else is wrong: they are compared one by one, as they are if one
+        // side has hardly any.
+        let limit = usize::try_from(2 * (group.keys + group.theirs)).unwrap_or(usize::MAX);
+        let pushed = if is_moved(group.keys, group.theirs) {
+            None
+        } else {
+            push_bounded(&mut group.decoder, cells, limit)
+        };
+        let Some(is_done) = pushed else {
             let group = self.groups.remove(&number).ok_or(ExchangeError::Senseless)?;
             self.fetch(&group.intervals);
             return Ok(None);
         };
         if !is_done {
             let compared = group.decoder.compared();
-            // The first answer says how many differ.
-            let sought = ours.map_or(0, |ours| cells_for(ours.differing(&survey) * 2 / 3));
-            let more = sought.saturating_sub(compared).max(4 + compared / 10).min(CELLS_MAX) as u64;
-            let from = compared as u64;
-            let request = Request::KeyCells {
-                salt: self.salt,
-                group: number,
-                intervals: Vec::new(),
-                from,
-                count: more,
-            };
+            let (from, count) = (compared as u64, cells_after(compared, group.sought));
+            let request =
+                Request::KeyCells { salt: self.salt, group: number, intervals: Vec::new(), from, count };
             return Ok(Some(self.question(depth + 1, Kind::KeyCells(number), &request)));
         }
         let group = self.groups.remove(&number).ok_or(ExchangeError::Senseless)?;
         let differences = group.decoder.differences();
-        self.rate = Some(differences.len() as f64 / group.keys.max(1) as f64);
+        self.rate = Some(differences.len() as f64 / group.keys.max(group.theirs).max(1) as f64);
         for difference in differences {
             let found = Found { difference: difference.sum, bucket: None };
             self.asks.insert((group.keyspace, difference.id), found);
@@ -433,6 +488,11 @@ impl Exchange {
             }
             let is_it = |object: &&Object| span.contains(Token::of_key(&object.key));
             let theirs: Vec<&Object> = sent.iter().filter(is_it).collect();
+            // What the peer was told of is gone meanwhile.
+            if *outcome == Outcome::Wanted && ours.is_empty() {
+                self.asks.insert((keyspace, position), found);
+                continue;
+            }
             let (is_here, is_there) = (!ours.is_empty(), *outcome == Outcome::Wanted || !theirs.is_empty());
             self.report.updated += u64::from(is_here && is_there);
             self.report.missing += u64::from(is_here != is_there);
@@ -474,10 +534,20 @@ impl Exchange {
         if !objects.iter().all(|object| compared.contains(Token::of_key(&object.key))) {
             return Err(ExchangeError::Senseless);
         }
-        let ours = replica.elements(planned.tree, compared).map_err(ExchangeError::Replica)?;
-        let ours: BTreeSet<u64> = ours.iter().map(|element| element.position().get()).collect();
+        if rest.is_some() && objects.is_empty() {
+            return Err(ExchangeError::Senseless);
+        }
+        let ours = replica.elements(planned.tree, compared, usize::MAX).map_err(ExchangeError::Replica)?;
+        let ours: BTreeSet<u64> = ours.iter().flatten().map(|element| element.position().get()).collect();
         self.report.missing += tokens.symmetric_difference(&ours).count() as u64;
         self.pushes.extend(ours.difference(&tokens).map(|position| (keyspace, *position)));
+        for position in ours.intersection(&tokens) {
+            let span = Span::of_position(Residue::new(*position));
+            let held = at_position(replica, keyspace, span).map_err(ExchangeError::Replica)?;
+            if held.iter().any(|held| !objects.iter().any(|object| object.key == held.key)) {
+                self.pushes.insert((keyspace, *position));
+            }
+        }
         self.take(replica, keyspace, objects)?;
         self.rests.extend(rest.map(|rest| (interval, rest)));
         Ok(())
@@ -555,9 +625,11 @@ impl Exchange {
             && of.is_none_or(|of| of == tree.kind.keyspace)
         {
             self.pushed_spans.pop_front();
-            of = Some(tree.kind.keyspace);
             let copies = Some(tree.kind.copies);
             let found = replica.objects(tree.kind.keyspace, copies, span, OBJECTS_BYTES_MAX - bytes)?;
+            if !found.objects.is_empty() {
+                of = Some(tree.kind.keyspace);
+            }
             self.report.missing += found.objects.len() as u64;
             bytes += found.objects.iter().map(Object::encoded_len).sum::<usize>();
             objects.extend(found.objects);
@@ -570,15 +642,19 @@ impl Exchange {
             && of.is_none_or(|of| of == keyspace)
         {
             self.pushes.pop_first();
-            of = Some(keyspace);
             let found = at_position(replica, keyspace, Span::of_position(Residue::new(position)))?;
+            if !found.is_empty() {
+                of = Some(keyspace);
+            }
             bytes += found.iter().map(Object::encoded_len).sum::<usize>();
             objects.extend(found);
         }
-        let Some(keyspace) = of.filter(|_| !objects.is_empty()) else { return Ok(None) };
+        // What has gone meanwhile is passed over, so nothing else waits if nothing is found.
+        let Some(keyspace) = of else { return Ok(None) };
         self.report.objects_sent += objects.len() as u64;
         self.report.payload_bytes += bytes as u64;
-        Ok(Some((Kind::Push(keyspace), Request::Push { keyspace, objects })))
+        let positions = objects.iter().map(|object| position_of(Token::of_key(&object.key)).get()).collect();
+        Ok(Some((Kind::Push(keyspace, positions), Request::Push { keyspace, objects })))
     }
 
     /// Asks for records, and tells what is here.
@@ -611,8 +687,12 @@ impl Exchange {
             asked.push((position, found));
             asks.push(Ask { prefix: position >> shift, counter });
         }
+        // All of them are to be sent; there may be others, of another keyspace.
         if asks.is_empty() {
-            return self.next_push(replica);
+            return match self.next_push(replica)? {
+                None if !self.asks.is_empty() => self.next_asks(replica),
+                push => Ok(push),
+            };
         }
         Ok(Some((Kind::Asks(keyspace, shift, asked), Request::Ask { keyspace, shift, asks })))
     }
@@ -624,7 +704,8 @@ impl Exchange {
                 let first = self.fetches.pop_first()?;
                 let planned = *self.plan.tree_of(first)?;
                 let mut end = first + 1;
-                while end < planned.end() && self.fetches.remove(&end) {
+                // Several at a time, rather than a long one.
+                while end < planned.end().min(first + FETCHED_TOGETHER) && self.fetches.remove(&end) {
                     end += 1;
                 }
                 let interval = Interval { first, count: end - first };
@@ -637,7 +718,9 @@ impl Exchange {
 
     /// Compares the keys of some buckets.
     fn next_group<R: Replica>(&mut self, replica: &mut R) -> Result<Option<(Kind, Request)>, R::Error> {
-        if self.groups.len() >= GROUPS_MAX {
+        // The follower keeps the newest: one that was begun long ago and is not done would be forgotten.
+        let oldest = self.groups.first_key_value().map_or(self.next_group, |(oldest, _)| *oldest);
+        if self.next_group - oldest >= GROUPS_MAX as u64 {
             return Ok(None);
         }
         let (mut intervals, mut keys, mut buckets): (Vec<Interval>, u64, u64) = (Vec::new(), 0, 0);
@@ -678,7 +761,8 @@ impl Exchange {
             from: 0,
             count,
         };
-        self.groups.insert(number, Group { keyspace, intervals, decoder, survey, keys });
+        self.groups
+            .insert(number, Group { keyspace, intervals, decoder, survey, sought: 0, keys, theirs: 0 });
         Ok(Some((Kind::KeyCells(number), request)))
     }
 }
@@ -689,6 +773,16 @@ fn push_bounded(decoder: &mut Decoder, cells: &[Cell], sources: usize) -> Option
         return Some(true);
     }
     (!cells.is_empty() && decoder.compared() <= 2 * sources + 64).then_some(false)
+}
+
+/// How many cells to ask for after so many, if so many are likely to suffice.
+fn cells_after(compared: usize, sought: usize) -> u64 {
+    sought.saturating_sub(compared).max(4 + compared / 10).min(CELLS_MAX) as u64
+}
+
+/// Whether one side has so few keys that all are moved.
+fn is_moved(here: u64, there: u64) -> bool {
+    here.saturating_mul(MOVED_FROM) < there || there.saturating_mul(MOVED_FROM) < here
 }
 
 /// The sum of some objects.

@@ -1,6 +1,11 @@
 //! A replica in memory, for tests and benchmarks: all it holds is in a map, and it shares all partitions with its peer.
 
-use std::{collections::BTreeMap, convert::Infallible, ops::Bound, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    ops::Bound,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use ring::{KeyspaceId, PartitionId, Token};
@@ -19,6 +24,7 @@ pub struct MemoryReplica {
     objects: BTreeMap<(KeyspaceId, Token, Bytes), Arc<Record>>,
     trees: BTreeMap<TreeId, HashTree>,
     keys_per_tree: u64,
+    unbuilt: BTreeSet<PartitionId>,
 }
 
 impl MemoryReplica {
@@ -26,7 +32,8 @@ impl MemoryReplica {
     #[must_use]
     pub fn new(secret: [u8; 32], partition_bits: u8, keys_per_tree: u64) -> MemoryReplica {
         let (objects, trees) = (BTreeMap::new(), BTreeMap::new());
-        MemoryReplica { secret, partition_bits, objects, trees, keys_per_tree }
+        let unbuilt = BTreeSet::new();
+        MemoryReplica { secret, partition_bits, objects, trees, keys_per_tree, unbuilt }
     }
 
     /// How many objects it holds.
@@ -68,9 +75,33 @@ impl MemoryReplica {
         }
     }
 
-    fn tree_mut(&mut self, keyspace: KeyspaceId, token: Token, copies: CopyCount) -> &mut HashTree {
+    /// The trees of a partition are lost, until they are built again.
+    pub fn forget_trees(&mut self, partition: PartitionId) {
+        self.unbuilt.insert(partition);
+    }
+
+    /// Builds the trees of all partitions that have lost them, for so many keys.
+    pub fn build_trees(&mut self, keys_per_tree: u64) {
+        self.keys_per_tree = keys_per_tree;
+        let unbuilt = std::mem::take(&mut self.unbuilt);
+        self.trees.retain(|tree, _| !unbuilt.contains(&tree.partition));
+        for ((keyspace, token, _), record) in self.objects.clone() {
+            if unbuilt.contains(&self.partition_of(token)) {
+                let element = Element::new(&self.secret, token, record.digest());
+                self.tree_mut(keyspace, token, record.copies()).replace(token, None, Some(element));
+            }
+        }
+    }
+
+    /// The partition of a token.
+    #[must_use]
+    pub fn partition_of(&self, token: Token) -> PartitionId {
         let partition = token.0.checked_shr(64 - u32::from(self.partition_bits)).unwrap_or(0);
-        let partition = PartitionId(u16::try_from(partition).expect("partitions have 16 bits"));
+        PartitionId(u16::try_from(partition).expect("partitions have 16 bits"))
+    }
+
+    fn tree_mut(&mut self, keyspace: KeyspaceId, token: Token, copies: CopyCount) -> &mut HashTree {
+        let partition = self.partition_of(token);
         let tree = TreeId { kind: TreeKind { keyspace, copies }, partition };
         let (bits, keys) = (self.partition_bits, self.keys_per_tree);
         self.trees.entry(tree).or_insert_with(|| HashTree::new(bits, keys))
@@ -109,21 +140,28 @@ impl Replica for MemoryReplica {
     }
 
     fn unbuilt(&self) -> Vec<PartitionId> {
-        Vec::new()
+        self.unbuilt.iter().copied().collect()
     }
 
     fn tree(&self, tree: TreeId) -> Option<&HashTree> {
-        self.trees.get(&tree)
+        self.trees.get(&tree).filter(|_| !self.unbuilt.contains(&tree.partition))
     }
 
     fn element(&self, _: KeyspaceId, object: &Object) -> Element {
         Element::new(&self.secret, Token::of_key(&object.key), object.record.digest())
     }
 
-    fn elements(&mut self, tree: TreeId, span: Span) -> Result<Vec<Element>, Infallible> {
+    fn elements(
+        &mut self,
+        tree: TreeId,
+        span: Span,
+        limit: usize,
+    ) -> Result<Option<Vec<Element>>, Infallible> {
         let found = self.within(tree.kind.keyspace, span);
-        let found = found.filter(|(_, _, record)| record.copies() == tree.kind.copies);
-        Ok(found.map(|(token, _, record)| Element::new(&self.secret, token, record.digest())).collect())
+        let found = found.filter(|(_, _, record)| includes(record, tree.kind.copies));
+        let found = found.map(|(token, _, record)| Element::new(&self.secret, token, record.digest()));
+        let elements: Vec<Element> = found.take(limit.saturating_add(1)).collect();
+        Ok((elements.len() <= limit).then_some(elements))
     }
 
     fn objects(
@@ -136,7 +174,7 @@ impl Replica for MemoryReplica {
         let mut stretch = Stretch::default();
         let (mut bytes, mut last) = (0_usize, None);
         let found = self.within(keyspace, span);
-        for (token, key, record) in found.filter(|(.., record)| copies.is_none_or(|of| of == record.copies()))
+        for (token, key, record) in found.filter(|(.., record)| copies.is_none_or(|of| includes(record, of)))
         {
             let object = Object { key: key.clone(), record: Arc::clone(record) };
             bytes += object.encoded_len();
@@ -163,4 +201,9 @@ impl Replica for MemoryReplica {
         }
         Ok(is_theirs)
     }
+}
+
+/// Whether a record is to be kept at least so many times.
+fn includes(record: &Record, copies: CopyCount) -> bool {
+    record.copies().join(copies) == record.copies()
 }

@@ -1,7 +1,7 @@
 //! What the two sides say to each other, and how it is encoded.
 //!
 //! ```text
-//! request    1 check      salt (8), digest (16), kinds, levels, unbuilt
+//! request    1 check      salt (8), digest (16), levels, unbuilt
 //!            2 cells      salt (8), from (number), count (number)
 //!            3 sums       salt (8), coarser by (1), from (number), trees (number)
 //!            4 key cells  salt (8), group (number), intervals, from (number), count (number)
@@ -10,17 +10,17 @@
 //!            7 push       keyspace (4), objects
 //!
 //! response   1 equal      nothing
-//!            2 differs    kinds, levels, unbuilt, survey (bytes), cells
+//!            2 differs    levels, unbuilt, survey (bytes), cells
 //!            3 cells      cells
-//!            4 sums       list of: keys (number), list of: weights (7), moments (7)
+//!            4 sums       list of: 0 unknown, or keys + 1 (number), list of: weights (7), moments (7)
 //!            5 key cells  keys (number), survey (bytes), cells
 //!            6 asked      list of runs: 0 nothing, 1 wanted, n + 1 for n objects (number), length (number); objects
 //!            7 fetched    rest (option of 8), objects
-//!            8 pushed     objects
+//!            8 pushed     objects, list of number: of those for which there was no room
 //!            9 forgotten  nothing
 //!
-//! kinds      list of: keyspace (4), copies (1)
-//! levels     level (1), list of: keyspace (4), copies (1), partition (2), bits (1)
+//! levels     list of: kind, level (1); list of: kind, partition (2), bits (1)
+//! kind       keyspace (4), copies (1)
 //! unbuilt    list of partition (2)
 //! intervals  list of: gap to the first bucket (number), buckets (number)
 //! cells      list of 21 bytes
@@ -40,7 +40,7 @@ use thiserror::Error;
 
 use super::{Object, TreeId, TreeKind};
 use crate::{
-    hash_tree::Sum,
+    hash_tree::{BITS_MAX, Sum},
     residue::Residue,
     sketch::{CELL_BYTES, Cell, Survey},
     version::{CopyCount, Counter, Record},
@@ -48,6 +48,8 @@ use crate::{
 
 /// Asks in one message at most.
 pub(super) const ASKS_MAX: usize = 1024;
+/// Bits that asks leave out at most: the positions that are left are those of a few keys, of however few there are.
+pub(super) const SHIFT_MAX: u8 = 44;
 /// The largest position, and what is above it and shares its key.
 const POSITION_MAX: u64 = (1 << 56) - 1;
 
@@ -60,9 +62,7 @@ pub(super) enum Request {
         salt: u64,
         /// Of the roots of all trees of the leader.
         digest: [u8; 16],
-        /// Which trees the leader has.
-        kinds: Vec<TreeKind>,
-        /// How fine they are.
+        /// Which trees the leader has, and how fine they are.
         levels: Levels,
         /// Partitions whose trees the leader does not have yet.
         unbuilt: Vec<PartitionId>,
@@ -134,9 +134,7 @@ pub(super) enum Response {
     Equal,
     /// It is not.
     Differs {
-        /// The kinds of trees of both sides.
-        kinds: Vec<TreeKind>,
-        /// The finest level that both can have.
+        /// The kinds of trees of both sides, and the finest level that both can have.
         levels: Levels,
         /// Partitions whose trees one of them does not have yet.
         unbuilt: Vec<PartitionId>,
@@ -147,8 +145,8 @@ pub(super) enum Response {
     },
     /// More cells of it.
     Cells(Vec<Cell>),
-    /// Of each tree: how many keys it has, and the sums of its buckets.
-    Sums(Vec<(u64, Vec<Sum>)>),
+    /// Of each tree: how many keys it has, and the sums of its buckets. None if the tree is not known.
+    Sums(Vec<Option<(u64, Vec<Sum>)>>),
     /// Cells of a sketch of keys.
     KeyCells {
         /// How many keys there are.
@@ -172,8 +170,13 @@ pub(super) enum Response {
         /// In the order of their tokens.
         objects: Vec<Object>,
     },
-    /// The records are joined. Those of which there was more: the joins.
-    Pushed(Vec<Object>),
+    /// The records are joined.
+    Pushed {
+        /// The joins of those of which there was more.
+        objects: Vec<Object>,
+        /// The places of others of which there was more, for which the answer had no room.
+        others: Vec<u64>,
+    },
     /// The follower knows nothing of such an exchange, or of such cells: it has to begin anew.
     Forgotten,
 }
@@ -181,8 +184,8 @@ pub(super) enum Response {
 /// How fine trees are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Levels {
-    /// How many buckets a tree has, as a power of two.
-    pub(super) level: u8,
+    /// How many buckets the trees of each kind have, as a power of two.
+    pub(super) kinds: Vec<(TreeKind, u8)>,
     /// Those that have fewer.
     pub(super) coarse: Vec<(TreeId, u8)>,
 }
@@ -237,11 +240,10 @@ impl Request {
     pub(super) fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
         match self {
-            Request::Check { salt, digest, kinds, levels, unbuilt } => {
+            Request::Check { salt, digest, levels, unbuilt } => {
                 out.put_u8(1);
                 salt.put(&mut out);
                 out.put_slice(digest);
-                kinds.put(&mut out);
                 levels.put(&mut out);
                 unbuilt.put(&mut out);
             }
@@ -305,7 +307,6 @@ impl Request {
             1 => Request::Check {
                 salt: u64::take(from)?,
                 digest: <[u8; 16]>::take(from)?,
-                kinds: Vec::take(from)?,
                 levels: Levels::take(from)?,
                 unbuilt: Vec::take(from)?,
             },
@@ -329,7 +330,8 @@ impl Request {
             }
             5 => {
                 let (keyspace, shift) = (KeyspaceId::take(from)?, u8::take(from)?);
-                let prefix_max = POSITION_MAX.checked_shr(u32::from(shift)).ok_or(Undecodable)?;
+                let is_known = shift <= SHIFT_MAX;
+                let prefix_max = is_known.then(|| POSITION_MAX >> shift).ok_or(Undecodable)?;
                 let mut prefix = 0_u64;
                 let asks = list(from, 1, |from| {
                     let gap = number(from)?;
@@ -359,9 +361,8 @@ impl Response {
         let mut out = BytesMut::new();
         match self {
             Response::Equal => out.put_u8(1),
-            Response::Differs { kinds, levels, unbuilt, survey, cells } => {
+            Response::Differs { levels, unbuilt, survey, cells } => {
                 out.put_u8(2);
-                kinds.put(&mut out);
                 levels.put(&mut out);
                 unbuilt.put(&mut out);
                 survey.put(&mut out);
@@ -374,9 +375,9 @@ impl Response {
             Response::Sums(trees) => {
                 out.put_u8(4);
                 put_number(trees.len() as u64, &mut out);
-                for (keys, sums) in trees {
-                    put_number(*keys, &mut out);
-                    sums.put(&mut out);
+                for tree in trees {
+                    put_number(tree.as_ref().map_or(0, |(keys, _)| keys + 1), &mut out);
+                    tree.iter().for_each(|(_, sums)| sums.put(&mut out));
                 }
             }
             Response::KeyCells { keys, survey, cells } => {
@@ -405,9 +406,11 @@ impl Response {
                 rest.iter().for_each(|rest| rest.0.put(&mut out));
                 objects.put(&mut out);
             }
-            Response::Pushed(objects) => {
+            Response::Pushed { objects, others } => {
                 out.put_u8(8);
                 objects.put(&mut out);
+                put_number(others.len() as u64, &mut out);
+                others.iter().for_each(|place| put_number(*place, &mut out));
             }
             Response::Forgotten => out.put_u8(9),
         }
@@ -424,14 +427,16 @@ impl Response {
         let response = match u8::take(from)? {
             1 => Response::Equal,
             2 => Response::Differs {
-                kinds: Vec::take(from)?,
                 levels: Levels::take(from)?,
                 unbuilt: Vec::take(from)?,
                 survey: Survey::take(from)?,
                 cells: Vec::take(from)?,
             },
             3 => Response::Cells(Vec::take(from)?),
-            4 => Response::Sums(list(from, 2, |from| Ok((number(from)?, Vec::take(from)?)))?),
+            4 => Response::Sums(list(from, 1, |from| match number(from)? {
+                0 => Ok(None),
+                keys => Ok(Some((keys - 1, Vec::take(from)?))),
+            })?),
             5 => Response::KeyCells {
                 keys: number(from)?,
                 survey: Survey::take(from)?,
@@ -460,7 +465,7 @@ impl Response {
                 };
                 Response::Fetched { rest, objects: Vec::take(from)? }
             }
-            8 => Response::Pushed(Vec::take(from)?),
+            8 => Response::Pushed { objects: Vec::take(from)?, others: list(from, 1, number)? },
             9 => Response::Forgotten,
             _ => return Err(Undecodable),
         };
@@ -629,18 +634,33 @@ impl Part for (TreeId, u8) {
     }
 }
 
+impl Part for (TreeKind, u8) {
+    const BYTES_MIN: usize = 6;
+
+    fn put(&self, out: &mut BytesMut) {
+        self.0.put(out);
+        out.put_u8(self.1);
+    }
+
+    fn take(input: &mut Bytes) -> Result<(TreeKind, u8)> {
+        Ok((TreeKind::take(input)?, u8::take(input)?))
+    }
+}
+
 impl Part for Levels {
     const BYTES_MIN: usize = 2;
 
     fn put(&self, out: &mut BytesMut) {
-        out.put_u8(self.level);
+        self.kinds.put(out);
         self.coarse.put(out);
     }
 
     fn take(input: &mut Bytes) -> Result<Levels> {
-        let levels = Levels { level: u8::take(input)?, coarse: Vec::take(input)? };
-        let bits_max = levels.coarse.iter().map(|(_, bits)| *bits).fold(levels.level, u8::max);
-        if bits_max > crate::hash_tree::BITS_MAX { Err(Undecodable) } else { Ok(levels) }
+        let levels = Levels { kinds: Vec::take(input)?, coarse: Vec::take(input)? };
+        let mut bits =
+            levels.kinds.iter().map(|(_, bits)| bits).chain(levels.coarse.iter().map(|(_, bits)| bits));
+        let is_sorted = levels.kinds.is_sorted_by(|one, next| one.0 < next.0);
+        if bits.all(|bits| *bits <= BITS_MAX) && is_sorted { Ok(levels) } else { Err(Undecodable) }
     }
 }
 

@@ -106,15 +106,21 @@ pub trait Replica {
     /// What an object is in its tree.
     fn element(&self, keyspace: KeyspaceId, object: &Object) -> Element;
 
-    /// What a tree has in a span.
+    /// What a tree has in a span, and what trees of more copies have there: a record may be about to move from one to the
+    /// other. None if that is more than so many.
     ///
     /// # Errors
     ///
     /// If something cannot be read.
-    fn elements(&mut self, tree: TreeId, span: Span) -> Result<Vec<Element>, Self::Error>;
+    fn elements(
+        &mut self,
+        tree: TreeId,
+        span: Span,
+        limit: usize,
+    ) -> Result<Option<Vec<Element>>, Self::Error>;
 
-    /// The objects of a keyspace in a span: of a number of copies, or all that both sides keep. At least one, and no more
-    /// than fit into so many bytes.
+    /// The objects of a keyspace in a span: of so many copies and of more, or all that both sides keep. At least one, and
+    /// no more than fit into so many bytes.
     ///
     /// # Errors
     ///
@@ -127,7 +133,7 @@ pub trait Replica {
         bytes_max: usize,
     ) -> Result<Stretch, Self::Error>;
 
-    /// Joins a record to what is there. Returns whether the join is that record: if not, there was more here.
+    /// Joins a record to what is there, if it is of the keyspace's policy; else that is an error. Returns whether the join is that record: if not, there was more here.
     ///
     /// # Errors
     ///

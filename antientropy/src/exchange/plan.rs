@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 use ring::PartitionId;
 
 use super::{Replica, Span, TreeId, TreeKind, message::Levels};
-use crate::hash_tree::Sum;
+use crate::hash_tree::{HashTree, Sum};
 
-/// Buckets of an exchange at most, roughly: what a sketch of them takes has to be bounded. More keys make them larger.
+/// Buckets of an exchange, as many as one side wants: what a sketch of them takes has to be bounded. More keys make them
+/// larger.
 const BUCKETS_MAX: u64 = 1 << 18;
+/// Buckets that both sides together may come to.
+const BUCKETS_LIMIT: u64 = 1 << 20;
 
 /// The trees, and where the numbers of their buckets begin.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     partition_bits: u8,
+    kinds: Vec<TreeKind>,
     trees: Vec<Planned>,
     buckets: u64,
 }
@@ -28,61 +32,83 @@ pub(super) struct Planned {
 }
 
 impl Levels {
-    /// The finest that this side can have.
-    pub(super) fn of(replica: &impl Replica, kinds: &[TreeKind], unbuilt: &[PartitionId]) -> Levels {
+    /// The finest that this side can have: a level for each kind of tree that it has, and the few trees that have fewer
+    /// leaves.
+    pub(super) fn of(replica: &impl Replica, unbuilt: &[PartitionId]) -> Levels {
         let mut bits_of = BTreeMap::new();
-        for tree in trees_of(replica, kinds, unbuilt) {
-            if let Some(found) = replica.tree(tree).filter(|found| !found.is_empty()) {
-                bits_of.insert(tree, found.bits());
+        let mut kinds = Vec::new();
+        let mut partitions = BTreeMap::new();
+        for kind in union(&replica.kinds(), &[]) {
+            let mut of_kind: Vec<u8> = Vec::new();
+            for tree in trees_of(replica, vec![kind], unbuilt) {
+                if let Some(found) = replica.tree(tree).filter(|found| !found.is_empty()) {
+                    bits_of.insert(tree, found.bits());
+                    of_kind.push(found.bits());
+                }
             }
+            // Each exception is named, which costs some ten bytes.
+            of_kind.sort_unstable();
+            let exceptions = 2 + of_kind.len() / 64;
+            let level = of_kind.get(exceptions).or(of_kind.last()).copied().unwrap_or(0);
+            partitions.insert(kind, replica.partitions(kind).len() as u64);
+            kinds.push((kind, level));
         }
-        let coarser = |level: u8| bits_of.values().filter(|bits| **bits < level).count();
-        let buckets = |level: u8| bits_of.values().map(|bits| 1_u64 << level.min(*bits)).sum::<u64>();
-        let mut level = bits_of.values().copied().max().unwrap_or(0);
-        // Each exception is named, which costs some ten bytes.
-        while level > 0 && (coarser(level) > 2 + bits_of.len() / 64 || buckets(level) > BUCKETS_MAX) {
-            level -= 1;
+        let buckets = |kinds: &[(TreeKind, u8)]| {
+            kinds.iter().map(|(kind, level)| partitions[kind] << level).sum::<u64>()
+        };
+        while buckets(&kinds) > BUCKETS_MAX && kinds.iter().any(|(_, level)| *level > 0) {
+            kinds.iter_mut().for_each(|(_, level)| *level = level.saturating_sub(1));
         }
-        bits_of.retain(|_, bits| *bits < level);
-        Levels { level, coarse: bits_of.into_iter().collect() }
+        let levels = Levels { kinds, coarse: Vec::new() };
+        bits_of.retain(|tree, bits| *bits < levels.of_kind(tree.kind));
+        Levels { coarse: bits_of.into_iter().collect(), ..levels }
     }
 
     /// The finest that both can have.
     pub(super) fn join(&self, other: &Levels) -> Levels {
-        let level = self.level.min(other.level);
+        let mut kinds: BTreeMap<TreeKind, u8> = BTreeMap::new();
+        for (kind, level) in self.kinds.iter().chain(&other.kinds) {
+            let least = kinds.entry(*kind).or_insert(*level);
+            *least = (*least).min(*level);
+        }
         let mut coarse: BTreeMap<TreeId, u8> = BTreeMap::new();
         for (tree, bits) in self.coarse.iter().chain(&other.coarse) {
             let least = coarse.entry(*tree).or_insert(*bits);
             *least = (*least).min(*bits);
         }
-        coarse.retain(|_, bits| *bits < level);
-        Levels { level, coarse: coarse.into_iter().collect() }
+        coarse.retain(|tree, bits| kinds.get(&tree.kind).is_some_and(|level| *bits < *level));
+        Levels { kinds: kinds.into_iter().collect(), coarse: coarse.into_iter().collect() }
+    }
+
+    fn of_kind(&self, kind: TreeKind) -> u8 {
+        self.kinds.iter().find(|(of, _)| *of == kind).map_or(0, |(_, level)| *level)
     }
 }
 
 impl Plan {
     pub(super) fn empty(partition_bits: u8) -> Plan {
-        Plan { partition_bits, trees: Vec::new(), buckets: 0 }
+        Plan { partition_bits, kinds: Vec::new(), trees: Vec::new(), buckets: 0 }
     }
 
-    pub(super) fn new(
-        replica: &impl Replica,
-        kinds: &[TreeKind],
-        unbuilt: &[PartitionId],
-        levels: &Levels,
-    ) -> Plan {
+    /// None if there would be too many buckets.
+    pub(super) fn new(replica: &impl Replica, unbuilt: &[PartitionId], levels: &Levels) -> Option<Plan> {
         let coarse: BTreeMap<TreeId, u8> = levels.coarse.iter().copied().collect();
         let mut plan = Plan::empty(replica.partition_bits());
-        for tree in trees_of(replica, kinds, unbuilt) {
-            let bits = coarse.get(&tree).copied().unwrap_or(levels.level);
-            plan.push(tree, bits);
+        for (kind, level) in &levels.kinds {
+            plan.kinds.push(*kind);
+            for tree in trees_of(replica, vec![*kind], unbuilt) {
+                plan.push(tree, coarse.get(&tree).copied().unwrap_or(*level));
+                if plan.buckets > BUCKETS_LIMIT {
+                    return None;
+                }
+            }
         }
-        plan
+        Some(plan)
     }
 
     /// The same with larger buckets.
     pub(super) fn coarser(&self, by: u8) -> Plan {
-        let mut plan = Plan::empty(self.partition_bits);
+        let mut plan = Plan { kinds: self.kinds.clone(), ..Plan::empty(self.partition_bits) };
         self.trees.iter().for_each(|planned| plan.push(planned.tree, planned.bits.saturating_sub(by)));
         plan
     }
@@ -101,11 +127,27 @@ impl Plan {
         self.buckets
     }
 
-    /// The sums of all buckets.
-    pub(super) fn sums<R: Replica>(&self, replica: &R) -> Vec<Sum> {
+    /// The sums of all buckets. Those of trees about which nothing is known are zero.
+    pub(super) fn sums<R: Replica>(&self, replica: &R, unbuilt: &[PartitionId]) -> Vec<Sum> {
         let mut sums = Vec::new();
-        self.trees.iter().for_each(|planned| planned.sums_into(replica, &mut sums));
+        for planned in &self.trees {
+            if planned.sums_into(replica, unbuilt, &mut sums).is_none() {
+                sums.resize(sums.len() + (1 << planned.bits), Sum::ZERO);
+            }
+        }
         sums
+    }
+
+    /// The partitions of trees about which nothing is known.
+    pub(super) fn unknown<R: Replica>(&self, replica: &R, unbuilt: &[PartitionId]) -> Vec<PartitionId> {
+        let unknown = self.trees.iter().filter(|planned| !planned.is_known(replica, unbuilt));
+        unknown.map(|planned| planned.tree.partition).collect()
+    }
+
+    /// Whether a replica has a kind of tree that was not there when it was made: a record of one that was may have moved to
+    /// it, unseen.
+    pub(super) fn lacks_kinds(&self, replica: &impl Replica) -> bool {
+        replica.kinds().iter().any(|kind| !self.kinds.contains(kind))
     }
 
     /// The tree that a bucket is of.
@@ -133,16 +175,31 @@ impl Planned {
         self.first + (1 << self.bits)
     }
 
-    /// The sums of its buckets. A tree that has become coarser since says nothing: all of it then differs.
-    pub(super) fn sums_into(&self, replica: &impl Replica, out: &mut Vec<Sum>) {
-        let before = out.len();
-        if let Some(tree) = replica.tree(self.tree).filter(|tree| tree.bits() >= self.bits) {
-            out.extend(tree.sums(self.bits));
-        }
-        out.resize(before + (1 << self.bits), Sum::ZERO);
+    /// Whether the replica knows the sums of its buckets: it may have none because it is empty, but not because it is not
+    /// built, and none that has fewer leaves than there are buckets.
+    fn is_known(&self, replica: &impl Replica, unbuilt: &[PartitionId]) -> bool {
+        let is_fine = |tree: &HashTree| tree.is_empty() || tree.bits() >= self.bits;
+        unbuilt.binary_search(&self.tree.partition).is_err() && replica.tree(self.tree).is_none_or(is_fine)
     }
 
-    /// The sum of one of its buckets.
+    /// How many keys it has, and the sums of its buckets. None if that is not known.
+    pub(super) fn sums_into(
+        &self,
+        replica: &impl Replica,
+        unbuilt: &[PartitionId],
+        out: &mut Vec<Sum>,
+    ) -> Option<u64> {
+        if !self.is_known(replica, unbuilt) {
+            return None;
+        }
+        let before = out.len();
+        let tree = replica.tree(self.tree).filter(|tree| !tree.is_empty());
+        out.extend(tree.iter().flat_map(|tree| tree.sums(self.bits)));
+        out.resize(before + (1 << self.bits), Sum::ZERO);
+        Some(tree.map_or(0, HashTree::len))
+    }
+
+    /// The sum of one of its buckets; zero if that is not known.
     pub(super) fn sum(&self, replica: &impl Replica, bucket: u64) -> Sum {
         let tree = replica.tree(self.tree).filter(|tree| tree.bits() >= self.bits);
         tree.map_or(Sum::ZERO, |tree| tree.sum(self.bits, bucket - self.first))
@@ -152,13 +209,13 @@ impl Planned {
 /// The trees of all kinds and partitions but some.
 pub(super) fn trees_of<'a>(
     replica: &'a impl Replica,
-    kinds: &'a [TreeKind],
+    kinds: Vec<TreeKind>,
     unbuilt: &'a [PartitionId],
 ) -> impl Iterator<Item = TreeId> + 'a {
-    kinds.iter().flat_map(|kind| {
-        let partitions = replica.partitions(*kind).into_iter();
+    kinds.into_iter().flat_map(move |kind| {
+        let partitions = replica.partitions(kind).into_iter();
         let partitions = partitions.filter(|partition| unbuilt.binary_search(partition).is_err());
-        partitions.map(|partition| TreeId { kind: *kind, partition })
+        partitions.map(move |partition| TreeId { kind, partition })
     })
 }
 

@@ -41,7 +41,7 @@ impl Span {
     #[must_use]
     pub fn of_positions(prefix: u64, shift: u8) -> Span {
         let last = (prefix + 1).checked_shl(u32::from(shift)).map_or(u64::MAX, |end| end - 1);
-        let first = Span::of_position(Residue::new(prefix << shift).min(Residue::MAX)).first;
+        let first = Span::of_position(Residue::new((prefix << shift).min(Residue::MAX.get()))).first;
         let last = if last >= Residue::MAX.get() { u64::MAX } else { last << 8 | 0xff };
         Span { first, last: Token(last) }
     }
@@ -75,6 +75,10 @@ mod tests {
             }
             assert_eq!(next, None);
         }
+        let last = Span::of_positions((1 << 56) - 1, 0);
+        assert_eq!(last, Span::of_position(Residue::MAX), "what is above the largest position is at it");
+        assert_eq!(Span::of_positions(3, 40).first.0, 3 << 48);
+        assert_eq!(Span::of_positions(3, 40).last.0, (4 << 48) - 1);
         assert_eq!(Span::of_prefix(7, 64), Span { first: Token(7), last: Token(7) });
     }
 
