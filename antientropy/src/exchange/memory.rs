@@ -193,6 +193,10 @@ impl Replica for MemoryReplica {
             self.set(keyspace, object.key.clone(), Some(Arc::clone(&object.record)));
             return Ok(true);
         };
+        // Nobody who means it sends one of the other policy.
+        if held.policy() != object.record.policy() {
+            return Ok(true);
+        }
         let mut joined = Record::clone(held);
         joined.merge(&object.record);
         let (is_theirs, is_ours) = (joined == *object.record, joined == **held);
