@@ -19,10 +19,9 @@ use ring::{ClusterDocument, Durability, KeyspaceId, NodeId, PartitionId, StoreId
 
 use crate::{
     coordinator::Step,
-    local::{Event, Local},
+    local::{Event, Local, Scanned},
     message::{MergeOutcome, MergePath, Message, ReadAnswer, ReadKind, ReadPurpose, Tag},
     placement::Owners,
-    replica::Held,
     settings::Settings,
     storage::{ObjectKey, ReadError, Store},
     waiting::Waiting,
@@ -180,7 +179,7 @@ impl ExchangeOperation {
         // The same stretch may hold more here than there: it ends where the first of the two was cut off.
         let limit = local.settings.exchange_stretch_keys;
         let range = (after, until.as_ref());
-        let (mut here, until) =
+        let Scanned { records: mut here, until } =
             shared_stretch(local, &document, keyspace, partition, self.peer, range, limit)?;
         let is_within = |object: &ObjectKey| until.as_ref().is_none_or(|until| object.encoded() <= until);
         for (object, digest) in entries.iter().filter(|(object, _)| is_within(object)) {
@@ -253,9 +252,6 @@ impl ExchangeOperation {
     }
 }
 
-/// The records of a stretch, and where it ends; no end if nothing comes after it.
-type SharedStretch = (BTreeMap<ObjectKey, Arc<Record>>, Option<Bytes>);
-
 /// The records of a stretch that both this node and a peer are to keep, and where the stretch ends. Damage that is
 /// come across is noted.
 fn shared_stretch<S: Store>(
@@ -266,31 +262,13 @@ fn shared_stretch<S: Store>(
     peer: NodeId,
     range: (Option<&Bytes>, Option<&Bytes>),
     limit: usize,
-) -> Result<SharedStretch, ReadError> {
-    let stretch = local.replica.stretch(keyspace, partition, document.partitions, range, limit);
-    let stretch = stretch.inspect_err(|_| {
-        local.counters.unreadable_records += 1;
-        local.fill(partition);
-    })?;
-    for key in stretch.nameless {
-        local.counters.damaged_records += 1;
-        local.replica.remove_nameless(key);
-        local.fill(partition);
-    }
-    let mut shared = BTreeMap::new();
-    for (object, held) in stretch.held {
-        match held {
-            Held::Record(record) => {
-                let keepers = Owners::keepers(document, keyspace, partition, record.copies());
-                if keepers.is_some_and(|keepers| keepers.contains(local.node) && keepers.contains(peer)) {
-                    shared.insert(object, record);
-                }
-            }
-            Held::Nothing | Held::Unreadable => {}
-            Held::Damaged => local.note_damage(&object, partition),
-        }
-    }
-    Ok((shared, stretch.until))
+) -> Result<Scanned, ReadError> {
+    let mut scanned = local.scan(keyspace, partition, document.partitions, range, limit)?;
+    scanned.records.retain(|_, record| {
+        let keepers = Owners::keepers(document, keyspace, partition, record.copies());
+        keepers.is_some_and(|keepers| keepers.contains(local.node) && keepers.contains(peer))
+    });
+    Ok(scanned)
 }
 
 /// Answers a peer that asks for a stretch, once everything in it is synced.
@@ -307,10 +285,10 @@ pub(crate) fn answer_tree<S: Store>(
     let stretch = document.and_then(|document| {
         shared_stretch(local, &document, keyspace, partition, from, (after, None), limit).ok()
     });
-    let Some((shared, until)) = stretch else {
+    let Some(Scanned { records, until }) = stretch else {
         return local.send(from, Message::Declined { tag });
     };
-    let entries = shared.into_iter().map(|(object, record)| (object, record.digest())).collect();
+    let entries = records.into_iter().map(|(object, record)| (object, record.digest())).collect();
     let message = Message::Stretch { tag, entries, until };
     let pending = local.replica.pending_any();
     local.when_synced(pending, Waiting::Message { to: from, message });

@@ -14,7 +14,10 @@ use bytes::Bytes;
 use client::hedge::HedgeBudget;
 use rand_chacha::ChaCha8Rng;
 use rand_core::Rng;
-use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId, VoterId};
+use ring::{
+    ClusterDocument, Durability, Epoch, KeyspaceId, NodeId, PartitionId, Partitions, REPLICAS_MAX, StoreId,
+    VoterId,
+};
 
 use crate::{
     admission::Admission,
@@ -34,7 +37,7 @@ use crate::{
     planted::PlantedBug,
     replica::{Held, PLAUSIBLE_MAX, Replica},
     settings::Settings,
-    storage::{ObjectKey, Sequence, Store},
+    storage::{ObjectKey, ReadError, Sequence, Store},
     waiting::{Waiting, WaitingRoom},
 };
 
@@ -274,6 +277,40 @@ impl<S: Store> Local<S> {
         self.replica.trees.doubt(partition);
         self.replica.put(object.clone(), None, None);
         self.fill(partition);
+    }
+
+    /// The records of a stretch of a partition, as [`Replica::stretch`] has them. Damage that is come across is noted.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`] if the store cannot say what is there.
+    pub(crate) fn scan(
+        &mut self,
+        keyspace: KeyspaceId,
+        partition: PartitionId,
+        partitions: Partitions,
+        range: (Option<&Bytes>, Option<&Bytes>),
+        limit: usize,
+    ) -> Result<Scanned, ReadError> {
+        let stretch = self.replica.stretch(keyspace, partition, partitions, range, limit);
+        let stretch = stretch.inspect_err(|_| {
+            self.counters.unreadable_records += 1;
+            self.fill(partition);
+        })?;
+        for key in stretch.nameless {
+            self.counters.damaged_records += 1;
+            self.replica.remove_nameless(key);
+            self.fill(partition);
+        }
+        let mut records = BTreeMap::new();
+        for (object, held) in stretch.held {
+            match held {
+                Held::Record(record) => _ = records.insert(object, record),
+                Held::Nothing | Held::Unreadable => {}
+                Held::Damaged => self.note_damage(&object, partition),
+            }
+        }
+        Ok(Scanned { records, until: stretch.until })
     }
 
     /// The copy cannot be believed any more. One that is filling already begins anew, in a while: what it came across
@@ -522,6 +559,13 @@ pub(crate) struct Shares {
     pub(crate) gains: BTreeMap<PartitionId, Epoch>,
     /// Who else holds copies of each.
     pub(crate) sharers: BTreeMap<PartitionId, Vec<NodeId>>,
+}
+
+/// The records of a stretch of a partition.
+pub(crate) struct Scanned {
+    pub(crate) records: BTreeMap<ObjectKey, Arc<Record>>,
+    /// Where the stretch ends; none if nothing comes after it.
+    pub(crate) until: Option<Bytes>,
 }
 
 /// A merge was taken.

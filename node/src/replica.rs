@@ -154,7 +154,7 @@ impl<S: Store> Replica<S> {
             is_refusing: false,
             floor: synced,
             planted,
-            trees: Trees::new(settings.context_key.tree_key(), planted),
+            trees: Trees::new(settings.context_key.tree_key()),
         }
     }
 
@@ -293,7 +293,9 @@ impl<S: Store> Replica<S> {
     ///
     /// `before` is what is held of it now; none if nothing is, or if nobody knows because it is damaged.
     pub(crate) fn put(&mut self, object: ObjectKey, before: Option<&Record>, record: Option<Arc<Record>>) {
-        self.trees.replaced(&object, before, record.as_deref());
+        if self.planted != Some(PlantedBug::LeafNotUpdated) || record.is_none() {
+            self.trees.replaced(&object, before, record.as_deref());
+        }
         let bytes = record.as_ref().map_or(0, |record| record.encoded_len()) + object.encoded().len();
         let mut pending = Pending { record, bytes, sequence: self.turn.sequence, is_acknowledged: false };
         self.unsynced_bytes += bytes;

@@ -21,7 +21,6 @@ use ring::{KeyspaceId, PartitionId, Partitions};
 
 use crate::{
     local::Local,
-    planted::PlantedBug,
     replica::Held,
     storage::{ObjectKey, Store},
 };
@@ -36,15 +35,13 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 pub(crate) struct Trees {
     key: [u8; 32],
     partitions: Option<Partitions>,
-    trees: BTreeMap<TreeId, HashTree>,
-    /// Partitions with trees.
-    built: BTreeSet<PartitionId>,
+    /// Of each partition that is built, and of the one that is being built.
+    trees: BTreeMap<PartitionId, BTreeMap<TreeKind, HashTree>>,
     /// Partitions that are to have some.
     waiting: BTreeSet<PartitionId>,
     building: Option<Building>,
     /// When the next is begun, if one could not be read.
     not_before: Duration,
-    planted: Option<PlantedBug>,
 }
 
 /// A partition that is being scanned.
@@ -58,16 +55,14 @@ struct Building {
 
 impl Trees {
     /// No trees. The key decides what records weigh: it is the cluster's, and clients must not know it.
-    pub(crate) fn new(key: [u8; 32], planted: Option<PlantedBug>) -> Trees {
+    pub(crate) fn new(key: [u8; 32]) -> Trees {
         Trees {
             key,
             partitions: None,
             trees: BTreeMap::new(),
-            built: BTreeSet::new(),
             waiting: BTreeSet::new(),
             building: None,
             not_before: Duration::ZERO,
-            planted,
         }
     }
 
@@ -75,31 +70,23 @@ impl Trees {
     pub(crate) fn follow(&mut self, partitions: Partitions, copies: impl Iterator<Item = PartitionId>) {
         self.partitions = Some(partitions);
         let copies: BTreeSet<PartitionId> = copies.collect();
-        let lost: Vec<PartitionId> = self.built.difference(&copies).copied().collect();
-        lost.into_iter().for_each(|partition| self.forget(partition));
         self.waiting.retain(|partition| copies.contains(partition));
         if self.building.as_ref().is_some_and(|building| !copies.contains(&building.partition)) {
-            self.stop_building();
+            self.building = None;
         }
-        let is_known = |partition: &PartitionId| {
-            let is_building = self.building.as_ref().is_some_and(|building| building.partition == *partition);
-            self.built.contains(partition) || is_building
-        };
-        self.waiting.extend(copies.iter().filter(|partition| !is_known(partition)));
+        self.trees.retain(|partition, _| copies.contains(partition));
+        self.waiting.extend(copies.iter().filter(|partition| !self.trees.contains_key(partition)));
     }
 
     /// A record was replaced by another, or came, or went.
     pub(crate) fn replaced(&mut self, object: &ObjectKey, before: Option<&Record>, after: Option<&Record>) {
         let Some(partition) = self.partitions.map(|partitions| object.partition(partitions)) else { return };
-        if !self.built.contains(&partition) && !self.is_passed(partition, object) {
+        if !self.trees.contains_key(&partition) || !self.is_passed(partition, object) {
             return;
         }
         let token = object.token();
         let part = |record: &Record| (record.copies(), Element::new(&self.key, token, record.digest()));
         let (mut before, after) = (before.map(part), after.map(part));
-        if self.planted == Some(PlantedBug::LeafNotUpdated) && after.is_some() {
-            return;
-        }
         if let Some((copies, is)) = after {
             let was = before.take_if(|(was_copies, _)| *was_copies == copies).map(|(_, was)| was);
             self.change(partition, object, copies, was, Some(is));
@@ -118,22 +105,23 @@ impl Trees {
         is: Option<Element>,
     ) {
         let kind = TreeKind { keyspace: object.keyspace(), copies };
-        let tree = self.tree_mut(TreeId { kind, partition });
+        let (bits, is_building) = (self.partitions.map_or(0, Partitions::bits), self.is_building(partition));
+        let keys = if is_building { KEYS_PER_LEAF << BUILDING_BITS } else { 0 };
+        let trees = self.trees.entry(partition).or_default();
+        let tree = trees.entry(kind).or_insert_with(|| HashTree::new(bits, keys));
         tree.replace(object.token(), was, is);
         // A partition's scan makes none that is finer.
-        let is_coarse = tree.is_coarse() && tree.bits() < BUILDING_BITS;
-        if is_coarse && self.built.contains(&partition) {
+        if tree.is_coarse() && tree.bits() < BUILDING_BITS && !is_building {
             self.doubt(partition);
         }
     }
 
     /// Nobody knows what the trees of a partition should be: they are built anew.
     pub(crate) fn doubt(&mut self, partition: PartitionId) {
-        if self.built.contains(&partition) {
-            self.forget(partition);
-            self.waiting.insert(partition);
-        } else if self.building.as_ref().is_some_and(|building| building.partition == partition) {
-            self.stop_building();
+        if self.is_building(partition) {
+            self.building = None;
+        }
+        if self.trees.remove(&partition).is_some() {
             self.waiting.insert(partition);
         }
     }
@@ -147,13 +135,8 @@ impl Trees {
 
     /// How many partitions have their trees, and how many are to have them.
     pub(crate) fn census(&self) -> (usize, usize) {
-        let unbuilt = self.waiting.len() + usize::from(self.building.is_some());
-        (self.built.len(), self.built.len() + unbuilt)
-    }
-
-    /// Bytes of memory that they take.
-    pub(crate) fn memory_bytes(&self) -> usize {
-        self.trees.values().map(HashTree::memory_bytes).sum()
+        let built = self.trees.len() - usize::from(self.building.is_some());
+        (built, self.trees.len() + self.waiting.len())
     }
 
     /// When something is to be built next.
@@ -170,6 +153,7 @@ impl Trees {
     ) -> Option<(PartitionId, Option<KeyspaceId>, Option<Bytes>)> {
         if self.building.is_none() {
             let partition = if self.not_before <= now { self.waiting.pop_first()? } else { return None };
+            self.trees.insert(partition, BTreeMap::new());
             self.building = Some(Building { partition, keyspaces: keyspaces.collect(), after: None });
         }
         let building = self.building.as_ref()?;
@@ -189,35 +173,25 @@ impl Trees {
     /// The partition that is being built has all its trees.
     fn finish(&mut self) {
         let Some(Building { partition, .. }) = self.building.take() else { return };
-        self.built.insert(partition);
-        for tree in self.of(partition) {
-            if let Some(built) = self.trees.remove(&tree).filter(|built| !built.is_empty()) {
-                self.trees.insert(tree, built.fitted());
-            }
-        }
+        let built = self.trees.remove(&partition).unwrap_or_default();
+        let full = built.into_iter().filter(|(_, tree)| !tree.is_empty());
+        self.trees.insert(partition, full.map(|(kind, tree)| (kind, tree.fitted())).collect());
     }
 
-    /// The partition that is being built cannot be read now.
-    fn put_off(&mut self, now: Duration) {
-        if let Some(building) = self.building.take() {
-            self.forget(building.partition);
-            self.waiting.insert(building.partition);
-            self.not_before = now + RETRY_AFTER;
-        }
+    /// A partition cannot be read now.
+    fn put_off(&mut self, partition: PartitionId, now: Duration) {
+        self.doubt(partition);
+        self.not_before = now + RETRY_AFTER;
     }
 
-    /// The scan has come across a record.
-    fn add(&mut self, object: &ObjectKey, record: &Record) {
-        let partition = self.partitions.map(|partitions| object.partition(partitions));
-        if let (Some(partition), true) = (partition, self.building.is_some()) {
-            let element = Element::new(&self.key, object.token(), record.digest());
-            self.change(partition, object, record.copies(), None, Some(element));
-        }
+    fn is_building(&self, partition: PartitionId) -> bool {
+        self.building.as_ref().is_some_and(|building| building.partition == partition)
     }
 
+    /// Whether the trees of a partition have what is held of an object: the scan has passed it, or is over.
     fn is_passed(&self, partition: PartitionId, object: &ObjectKey) -> bool {
         let Some(building) = self.building.as_ref().filter(|building| building.partition == partition) else {
-            return false;
+            return true;
         };
         match building.keyspaces.last() {
             Some(present) if *present == object.keyspace() => {
@@ -225,28 +199,6 @@ impl Trees {
             }
             Some(_) => !building.keyspaces.contains(&object.keyspace()),
             None => true,
-        }
-    }
-
-    fn tree_mut(&mut self, tree: TreeId) -> &mut HashTree {
-        let bits = self.partitions.map_or(0, Partitions::bits);
-        let is_building = self.building.as_ref().is_some_and(|building| building.partition == tree.partition);
-        let keys = if is_building { KEYS_PER_LEAF << BUILDING_BITS } else { 0 };
-        self.trees.entry(tree).or_insert_with(|| HashTree::new(bits, keys))
-    }
-
-    fn of(&self, partition: PartitionId) -> Vec<TreeId> {
-        self.trees.keys().filter(|tree| tree.partition == partition).copied().collect()
-    }
-
-    fn forget(&mut self, partition: PartitionId) {
-        self.built.remove(&partition);
-        self.trees.retain(|tree, _| tree.partition != partition);
-    }
-
-    fn stop_building(&mut self) {
-        if let Some(building) = self.building.take() {
-            self.forget(building.partition);
         }
     }
 }
@@ -260,32 +212,24 @@ impl<S: Store> Local<S> {
         let Some((partition, keyspace, after)) = self.replica.trees.next(now, keyspaces) else { return };
         let Some(keyspace) = keyspace else { return self.replica.trees.finish() };
         let range = (after.as_ref(), None);
-        let Ok(stretch) = self.replica.stretch(keyspace, partition, document.partitions, range, limit) else {
-            self.counters.unreadable_records += 1;
-            self.fill(partition);
-            return self.replica.trees.put_off(now);
+        let Ok(scanned) = self.scan(keyspace, partition, document.partitions, range, limit) else {
+            return self.replica.trees.put_off(partition, now);
         };
-        self.replica.trees.passed(stretch.until.clone());
-        for (object, held) in &stretch.held {
-            if let Held::Record(record) = held {
-                self.replica.trees.add(object, record);
-            }
+        // If something was damaged the partition is begun anew.
+        self.replica.trees.passed(scanned.until);
+        for (object, record) in &scanned.records {
+            self.replica.trees.replaced(object, None, Some(record));
         }
-        for key in stretch.nameless {
-            self.counters.damaged_records += 1;
-            self.replica.remove_nameless(key);
-            self.fill(partition);
-        }
-        let damaged = stretch.held.iter().filter(|(_, held)| **held == Held::Damaged);
-        damaged.for_each(|(object, _)| self.note_damage(object, partition));
     }
 
     /// The trees that are not what a scan would make of them now.
     pub(crate) fn trees_differing(&self) -> Vec<TreeId> {
         let Some(document) = self.document.clone() else { return Vec::new() };
-        let mut fresh = Trees::new(self.replica.trees.key, None);
-        let mut built = self.replica.trees.built.clone();
-        fresh.follow(document.partitions, built.iter().copied());
+        let kept = &self.replica.trees;
+        let mut compared: BTreeSet<PartitionId> = kept.trees.keys().copied().collect();
+        compared.retain(|partition| !kept.is_building(*partition));
+        let mut fresh = Trees::new(kept.key);
+        fresh.follow(document.partitions, compared.iter().copied());
         let keyspaces: Vec<KeyspaceId> = document.keyspaces.keys().copied().collect();
         while let Some((partition, keyspace, _)) = fresh.next(Duration::ZERO, keyspaces.iter().copied()) {
             let Some(keyspace) = keyspace else {
@@ -297,24 +241,29 @@ impl<S: Store> Local<S> {
             fresh.passed(None);
             for (object, held) in stretch.iter().flat_map(|stretch| &stretch.held) {
                 match held {
-                    Held::Record(record) => fresh.add(object, record),
+                    Held::Record(record) => fresh.replaced(object, None, Some(record)),
                     Held::Nothing => {}
-                    Held::Damaged | Held::Unreadable => _ = built.remove(&partition),
+                    Held::Damaged | Held::Unreadable => _ = compared.remove(&partition),
                 }
             }
             if stretch.is_err() {
-                built.remove(&partition);
+                compared.remove(&partition);
             }
         }
-        let kept = &self.replica.trees;
-        let all: BTreeSet<TreeId> = kept.trees.keys().chain(fresh.trees.keys()).copied().collect();
-        let is_same = |tree: &TreeId| match (kept.trees.get(tree), fresh.trees.get(tree)) {
-            (Some(kept), Some(fresh)) => {
-                let bits = kept.bits().min(fresh.bits());
-                kept.len() == fresh.len() && kept.sums(bits).eq(fresh.sums(bits))
-            }
-            (one, other) => one.or(other).is_none_or(HashTree::is_empty),
-        };
-        all.into_iter().filter(|tree| built.contains(&tree.partition) && !is_same(tree)).collect()
+        let mut differing = Vec::new();
+        for partition in compared {
+            let (kept, fresh) = (&kept.trees[&partition], &fresh.trees[&partition]);
+            let kinds: BTreeSet<TreeKind> = kept.keys().chain(fresh.keys()).copied().collect();
+            let is_same = |kind: &TreeKind| match (kept.get(kind), fresh.get(kind)) {
+                (Some(kept), Some(fresh)) => {
+                    let bits = kept.bits().min(fresh.bits());
+                    kept.len() == fresh.len() && kept.sums(bits).eq(fresh.sums(bits))
+                }
+                (one, other) => one.or(other).is_none_or(HashTree::is_empty),
+            };
+            let wrong = kinds.into_iter().filter(|kind| !is_same(kind));
+            differing.extend(wrong.map(|kind| TreeId { kind, partition }));
+        }
+        differing
     }
 }

@@ -676,12 +676,10 @@ impl<S: Store> Node<S> {
         self.local.trees_differing()
     }
 
-    /// How many partitions have their hash trees, how many are to have them, and how many bytes all trees take.
+    /// How many partitions have their hash trees, and how many are to have them.
     #[must_use]
-    pub fn trees(&self) -> (usize, usize, usize) {
-        let trees = &self.local.replica.trees;
-        let (built, wanted) = trees.census();
-        (built, wanted, trees.memory_bytes())
+    pub fn trees(&self) -> (usize, usize) {
+        self.local.replica.trees.census()
     }
 
     /// How far a peer had seen this store come before it went back in time, if it did: see
