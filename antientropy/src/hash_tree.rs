@@ -138,22 +138,18 @@ impl HashTree {
     #[must_use]
     pub fn new(prefix_bits: u8, keys: u64) -> HashTree {
         assert!(prefix_bits <= 56, "a position has 56 bits");
-        let leaves = keys.div_ceil(KEYS_PER_LEAF).max(1).next_power_of_two();
-        let bits = u8::try_from(leaves.trailing_zeros()).expect("below 64");
-        let bits = bits.min(BITS_MAX).min(56 - prefix_bits);
+        let bits = bits_for(prefix_bits, keys);
         HashTree { prefix_bits, bits, leaves: vec![Sum::ZERO; 1 << bits], root: Sum::ZERO, len: 0 }
     }
 
     /// The same with as many leaves as a tree of its keys is to have, if those are fewer.
     #[must_use]
-    pub fn fitted(&self) -> HashTree {
-        let mut fitted = HashTree::new(self.prefix_bits, self.len);
-        if fitted.bits >= self.bits {
-            return self.clone();
+    pub fn fitted(self) -> HashTree {
+        let bits = bits_for(self.prefix_bits, self.len);
+        if bits >= self.bits {
+            return self;
         }
-        fitted.leaves = self.sums(fitted.bits).collect();
-        (fitted.root, fitted.len) = (self.root, self.len);
-        fitted
+        HashTree { bits, leaves: self.sums(bits).collect(), ..self }
     }
 
     /// A key has come, changed or gone: what it was, and what it is.
@@ -206,11 +202,7 @@ impl HashTree {
     /// The sums of ranges, in order: of two to the power of `bits`, or of the leaves if those are fewer.
     pub fn sums(&self, bits: u8) -> impl ExactSizeIterator<Item = Sum> {
         let each = 1 << (self.bits - bits.min(self.bits));
-        self.leaves.chunks_exact(each).map(|leaves| {
-            let mut sum = Sum::ZERO;
-            leaves.iter().for_each(|leaf| sum += *leaf);
-            sum
-        })
+        self.leaves.chunks_exact(each).map(total)
     }
 
     /// The sum of one range of two to the power of `bits`, which are no more than the leaves.
@@ -222,9 +214,7 @@ impl HashTree {
     pub fn sum(&self, bits: u8, range: u64) -> Sum {
         let each = 1_usize << (self.bits - bits);
         let from = usize::try_from(range).expect("one of the ranges") * each;
-        let mut sum = Sum::ZERO;
-        self.leaves[from..from + each].iter().for_each(|leaf| sum += *leaf);
-        sum
+        total(&self.leaves[from..from + each])
     }
 
     /// How many bytes of memory its leaves take.
@@ -240,6 +230,19 @@ impl HashTree {
         let leaf = (token.0 << self.prefix_bits) >> (64 - self.bits);
         usize::try_from(leaf).expect("as many bits as leaves have")
     }
+}
+
+/// How many leaves a tree of so many keys is to have, as a power of two.
+fn bits_for(prefix_bits: u8, keys: u64) -> u8 {
+    let leaves = keys.div_ceil(KEYS_PER_LEAF).max(1).next_power_of_two();
+    let bits = u8::try_from(leaves.trailing_zeros()).expect("below 64");
+    bits.min(BITS_MAX).min(56 - prefix_bits)
+}
+
+fn total(leaves: &[Sum]) -> Sum {
+    let mut sum = Sum::ZERO;
+    leaves.iter().for_each(|leaf| sum += *leaf);
+    sum
 }
 
 #[cfg(test)]

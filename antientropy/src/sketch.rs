@@ -175,6 +175,12 @@ impl Sketch {
         Sketch { kind, salt, sources, made: 0 }
     }
 
+    /// How many cells were made.
+    #[must_use]
+    pub fn made(&self) -> usize {
+        self.made
+    }
+
     /// The next cells, so many.
     pub fn cells(&mut self, count: usize) -> Vec<Cell> {
         let (from, mut cells) = (self.made, vec![Cell::default(); count]);

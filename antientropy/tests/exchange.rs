@@ -11,7 +11,7 @@ use antientropy::{
 };
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
-use ring::{KeyspaceId, Token};
+use ring::{KeyspaceId, Partitions, Token};
 
 const SECRET: [u8; 32] = [9; 32];
 const KEYSPACE: KeyspaceId = KeyspaceId(1);
@@ -37,13 +37,17 @@ fn overwritten(before: &Record, counter: u64) -> Arc<Record> {
     Arc::new(Record::Siblings(set))
 }
 
+fn partitions(bits: u8) -> Partitions {
+    Partitions::new(1 << bits).expect("a power of two")
+}
+
 fn key(number: u64) -> Bytes {
     Bytes::from(format!("key-{number:012}"))
 }
 
 /// A replica of so many keys, in 64 partitions.
 fn filled(keys: u64) -> MemoryReplica {
-    let mut replica = MemoryReplica::new(SECRET, 6, keys >> 6);
+    let mut replica = MemoryReplica::new(SECRET, partitions(6), keys >> 6);
     (0..keys).for_each(|number| replica.set(KEYSPACE, key(number), Some(record(&[(1, 1000 + number)], 0))));
     replica
 }
@@ -51,7 +55,7 @@ fn filled(keys: u64) -> MemoryReplica {
 /// One that holds deletions alone: a flipped bit of a value would be another value under the same dot, which records,
 /// and not exchanges, have an opinion on.
 fn deleted(keys: u64) -> MemoryReplica {
-    let mut replica = MemoryReplica::new(SECRET, 6, keys >> 6);
+    let mut replica = MemoryReplica::new(SECRET, partitions(6), keys >> 6);
     for number in 0..keys {
         let (mut set, dot) = (SiblingSet::new(), Dot { actor: Actor(1), counter: Counter(1000 + number) });
         set.write(dot, &Context::new(), None, CopyCount::default());
@@ -74,14 +78,18 @@ fn run(
     let (mut exchange, question) = Exchange::begin(leader, salt);
     let mut open = vec![question];
     let mut dice = salt;
-    while !open.is_empty() {
-        dice = dice.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let Question { number, message } = open.swap_remove((dice >> 33) as usize % open.len());
+    while let Some(Question { number, message }) = draw(&mut open, &mut dice) {
         let answer = other.answer(follower, message).expect("a question that makes sense");
         open.extend(exchange.answered(leader, number, answer)?);
     }
     assert!(exchange.is_complete());
     Ok(exchange.report())
+}
+
+/// One of the questions, as the dice fall.
+fn draw(open: &mut Vec<Question>, dice: &mut u64) -> Option<Question> {
+    *dice = dice.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+    (!open.is_empty()).then(|| open.swap_remove((*dice >> 33) as usize % open.len()))
 }
 
 fn assert_equal(here: &MemoryReplica, there: &MemoryReplica) {
@@ -169,7 +177,7 @@ fn a_side_that_holds_nothing_or_little_is_filled_for_little_more_than_the_object
     const KEYS: u64 = 20_000;
     for held in [0, 100, 2000] {
         for is_leading in [true, false] {
-            let (mut full, mut empty) = (filled(KEYS), MemoryReplica::new(SECRET, 6, 0));
+            let (mut full, mut empty) = (filled(KEYS), MemoryReplica::new(SECRET, partitions(6), 0));
             for number in 0..held {
                 empty.set(KEYSPACE, key(number * 3), Some(newer(number * 3)));
             }
@@ -219,6 +227,22 @@ fn set(replica: &mut MemoryReplica, number: u8, writes: &[(u8, u8)], copies: u8)
     }
 }
 
+/// What both sides hold, in trees for so many keys, and the join of it.
+fn sides(contents: &[Content], bits: u8, keys: (u64, u64)) -> [MemoryReplica; 3] {
+    let mut here = MemoryReplica::new(SECRET, partitions(bits), keys.0 * 16);
+    let mut there = MemoryReplica::new(SECRET, partitions(bits), keys.1 * 16);
+    for (number, ours, theirs, copies) in contents {
+        set(&mut here, *number, ours, *copies);
+        set(&mut there, *number, theirs, *copies);
+    }
+    let mut joined = here.clone();
+    for (keyspace, key, record) in there.iter() {
+        let object = Object { key: key.clone(), record: Arc::clone(record) };
+        joined.merge(keyspace, &object).unwrap();
+    }
+    [here, there, joined]
+}
+
 fn contents() -> impl Strategy<Value = Vec<Content>> {
     let writes = || vec((0..3_u8, 0..3_u8), 0..3);
     let differing = (any::<u8>(), writes(), writes(), 0..3_u8);
@@ -238,17 +262,7 @@ proptest! {
         keys in (0..200_u64, 0..200_u64),
         salt in any::<u64>(),
     ) {
-        let mut here = MemoryReplica::new(SECRET, bits, keys.0 * 16);
-        let mut there = MemoryReplica::new(SECRET, bits, keys.1 * 16);
-        for (number, ours, theirs, copies) in &contents {
-            set(&mut here, *number, ours, *copies);
-            set(&mut there, *number, theirs, *copies);
-        }
-        let mut joined = here.clone();
-        for (keyspace, key, record) in there.iter() {
-            let object = Object { key: key.clone(), record: Arc::clone(record) };
-            joined.merge(keyspace, &object).unwrap();
-        }
+        let [mut here, mut there, joined] = sides(&contents, bits, keys);
         run(&mut here, &mut there, salt).unwrap();
         assert_equal(&here, &joined);
         assert_equal(&there, &joined);
@@ -264,27 +278,17 @@ proptest! {
         salt in any::<u64>(),
         events in vec((any::<bool>(), 0..8_u8, any::<u8>(), (0..5_u8, 3..6_u8), 0..4_u8), 0..40),
     ) {
-        let mut sides = [keys.0, keys.1].map(|keys| MemoryReplica::new(SECRET, bits, keys * 16));
-        for (number, ours, theirs, copies) in &contents {
-            set(&mut sides[0], *number, ours, *copies);
-            set(&mut sides[1], *number, theirs, *copies);
-        }
-        let [mut here, mut there] = sides;
-        let mut joined = here.clone();
-        for (keyspace, key, record) in there.iter() {
-            let object = Object { key: key.clone(), record: Arc::clone(record) };
-            joined.merge(keyspace, &object).unwrap();
-        }
+        let [mut here, mut there, joined] = sides(&contents, bits, keys);
         let mut follower = Follower::new();
         let (mut exchange, question) = Exchange::begin(&here, salt);
         let (mut open, mut dice, mut events, mut removed) = (vec![question], salt, events.into_iter(), Vec::new());
         let mut is_complete = true;
-        while !open.is_empty() {
+        while let Some(Question { number, message }) = draw(&mut open, &mut dice) {
             for (is_here, what, number, write, copies) in events.by_ref().take(2) {
                 let side = if is_here { &mut here } else { &mut there };
                 let (keyspace, name) = (KeyspaceId(u32::from(number % 2)), key(u64::from(number)));
                 match what {
-                    0 => side.forget_trees(side.partition_of(Token::of_key(&name))),
+                    0 => side.forget_trees(side.partitions().of(Token::of_key(&name))),
                     1 => side.build_trees(u64::from(number) * 4),
                     2 => {
                         side.set(keyspace, name.clone(), None);
@@ -296,8 +300,6 @@ proptest! {
                     }
                 }
             }
-            dice = dice.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            let Question { number, message } = open.swap_remove((dice >> 33) as usize % open.len());
             let answer = follower.answer(&mut there, message).unwrap();
             match exchange.answered(&mut here, number, answer) {
                 Ok(next) => open.extend(next),
@@ -311,7 +313,7 @@ proptest! {
         }
         prop_assert_eq!(exchange.is_complete(), is_complete);
         for (keyspace, key, record) in joined.iter() {
-            let partition = here.partition_of(Token::of_key(key));
+            let partition = here.partitions().of(Token::of_key(key));
             let is_excused = removed.contains(&(keyspace, key.clone())) || !is_complete;
             if is_excused || exchange.left_out().contains(&partition) {
                 continue;

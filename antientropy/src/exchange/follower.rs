@@ -57,14 +57,13 @@ struct Session {
     agreed: Plan,
     plan: Plan,
     /// Of the buckets, while their cells are being asked for.
-    sketch: Option<(Sketch, u64)>,
+    sketch: Option<Sketch>,
     groups: BTreeMap<u64, Group>,
 }
 
 #[derive(Debug)]
 struct Group {
     sketch: Sketch,
-    made: u64,
     keys: u64,
 }
 
@@ -161,26 +160,16 @@ impl Follower {
         let mut sketch = Sketch::of_buckets(salt, plan.sums(replica, &unbuilt).into_iter());
         let survey = sketch.survey();
         let cells = sketch.cells(CELLS_AT_FIRST);
-        self.session = Some(Session {
-            salt,
-            agreed: plan.clone(),
-            plan,
-            sketch: Some((sketch, CELLS_AT_FIRST as u64)),
-            groups: BTreeMap::new(),
-        });
+        self.session =
+            Some(Session { salt, agreed: plan.clone(), plan, sketch: Some(sketch), groups: BTreeMap::new() });
         Response::Differs { levels, unbuilt, survey, cells }
     }
 }
 
 impl Session {
     fn cells(&mut self, from: u64, count: u64) -> Option<Response> {
-        let (sketch, made) = self.sketch.as_mut()?;
-        if *made != from {
-            return None;
-        }
-        let count = bounded(count, CELLS_MAX);
-        *made += count as u64;
-        Some(Response::Cells(sketch.cells(count)))
+        let sketch = self.sketch.as_mut().filter(|sketch| sketch.made() as u64 == from)?;
+        Some(Response::Cells(sketch.cells(bounded(count, CELLS_MAX))))
     }
 
     fn sums<R: Replica>(&mut self, replica: &R, coarser_by: u8, from: u64, trees: u64) -> Response {
@@ -188,7 +177,7 @@ impl Session {
         self.sketch = None;
         let all = self.plan.trees();
         let from = bounded(from, all.len());
-        let unbuilt = union(&replica.unbuilt(), &[]);
+        let unbuilt = replica.unbuilt();
         let (mut out, mut sent) = (Vec::new(), 0);
         for planned in all[from..].iter().take(bounded(trees, usize::MAX)) {
             let mut sums = Vec::new();
@@ -216,18 +205,18 @@ impl Session {
             let Some(elements) = elements else { return Ok(Response::Forgotten) };
             let keys = elements.len() as u64;
             let sketch = Sketch::of_keys(group_salt(self.salt, group), elements.into_iter());
-            self.groups.insert(group, Group { sketch, made: 0, keys });
+            self.groups.insert(group, Group { sketch, keys });
             while self.groups.len() > GROUPS_MAX {
                 self.groups.pop_first();
             }
         }
-        let Some(found) = self.groups.get_mut(&group).filter(|found| found.made == from) else {
+        let Some(found) = self.groups.get_mut(&group).filter(|found| found.sketch.made() as u64 == from)
+        else {
             return Ok(Response::Forgotten);
         };
         let survey = if is_first { found.sketch.survey() } else { Survey::default() };
-        let count = bounded(count, CELLS_MAX);
-        found.made += count as u64;
-        Ok(Response::KeyCells { keys: found.keys, survey, cells: found.sketch.cells(count) })
+        let cells = found.sketch.cells(bounded(count, CELLS_MAX));
+        Ok(Response::KeyCells { keys: found.keys, survey, cells })
     }
 
     /// The tree that buckets are of, and their tokens.
@@ -279,8 +268,9 @@ pub(super) fn elements_of<R: Replica>(
 pub(super) fn digest_of_roots(replica: &impl Replica, unbuilt: &[PartitionId]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     unbuilt.iter().for_each(|partition| _ = hasher.update(&partition.0.to_be_bytes()));
-    for TreeId { kind, partition } in trees_of(replica, union(&replica.kinds(), &[]), unbuilt) {
-        let root = replica.tree(TreeId { kind, partition }).map_or(Sum::ZERO, HashTree::root);
+    for tree in trees_of(replica, replica.kinds(), unbuilt) {
+        let TreeId { kind, partition } = tree;
+        let root = replica.tree(tree).map_or(Sum::ZERO, HashTree::root);
         if !root.is_zero() {
             let mut input = [0; 7 + 14];
             input[..4].copy_from_slice(&kind.keyspace.0.to_be_bytes());
@@ -341,7 +331,7 @@ pub(super) fn at_position<R: Replica>(
 }
 
 /// What is there now of an object that was joined to more than it was.
-pub(super) fn read_again<R: Replica>(
+fn read_again<R: Replica>(
     replica: &mut R,
     keyspace: KeyspaceId,
     object: &Object,

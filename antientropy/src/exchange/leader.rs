@@ -18,7 +18,7 @@ use super::{
 use crate::{
     hash_tree::{HashTree, Sum, position_of},
     residue::Residue,
-    sketch::{Cell, Decoder, Difference, Sketch, Survey, cells_for},
+    sketch::{Cell, Decoder, Sketch, Survey, cells_for},
 };
 
 /// Questions that wait for an answer at the same time, at most.
@@ -162,7 +162,7 @@ enum Kind {
 impl Exchange {
     /// Begins: the first question. The salt is to be a new random number.
     pub fn begin<R: Replica>(replica: &R, salt: u64) -> (Exchange, Question) {
-        let unbuilt = union(&replica.unbuilt(), &[]);
+        let unbuilt = replica.unbuilt();
         let levels = Levels::of(replica, &unbuilt);
         let mut exchange = Exchange {
             salt,
@@ -229,7 +229,7 @@ impl Exchange {
                 if self.plan.lacks_kinds(replica) {
                     return Err(ExchangeError::Forgotten);
                 }
-                let now = union(&replica.unbuilt(), &[]);
+                let now = replica.unbuilt();
                 self.left_out = union(&unbuilt, &self.plan.unknown(replica, &now));
                 let sums = self.plan.sums(replica, &now);
                 let held = sums.iter().filter(|sum| !sum.is_zero()).count() as u64;
@@ -239,27 +239,17 @@ impl Exchange {
                     self.plan = self.plan.coarser(LISTED_COARSER_BY);
                     self.listing = Some(0);
                 } else {
-                    let mut decoder = Decoder::new(sketch);
-                    if !decoder.push(&cells) {
-                        self.buckets = Some(decoder);
-                        // The survey may be off by a third, and what is asked for in vain is lost.
-                        self.sought = cells_for(differing * 3 / 5);
-                        return Ok(self.ask_cells(depth).into_iter().collect());
+                    // The survey may be off by a third, and what is asked for in vain is lost.
+                    self.sought = cells_for(differing * 3 / 5);
+                    self.buckets = Some(Decoder::new(sketch));
+                    if let Some(question) = self.bucket_cells(replica, depth, &cells)? {
+                        return Ok(vec![question]);
                     }
-                    self.found_buckets(replica, &decoder.differences());
                 }
             }
             (Kind::Cells, Response::Cells(cells)) => {
-                let decoder = self.buckets.as_mut().ok_or(ExchangeError::Senseless)?;
-                let is_done = push_bounded(decoder, &cells, self.plan.buckets() as usize);
-                match is_done {
-                    None => return Err(ExchangeError::Senseless),
-                    Some(false) => return Ok(self.ask_cells(depth).into_iter().collect()),
-                    Some(true) => {
-                        let differences = decoder.differences();
-                        self.buckets = None;
-                        self.found_buckets(replica, &differences);
-                    }
+                if let Some(question) = self.bucket_cells(replica, depth, &cells)? {
+                    return Ok(vec![question]);
                 }
             }
             (Kind::Sums, Response::Sums(trees)) => self.compare_sums(replica, &trees)?,
@@ -301,9 +291,12 @@ impl Exchange {
     }
 
     fn has_work(&self) -> bool {
-        let is_finding = self.listing.is_some() || !self.several.is_empty() || !self.groups.is_empty();
         let is_moving = !self.fetches.is_empty() || !self.rests.is_empty() || !self.asks.is_empty();
-        is_finding || is_moving || !self.pushes.is_empty() || !self.pushed_spans.is_empty()
+        self.is_finding() || is_moving || !self.pushes.is_empty() || !self.pushed_spans.is_empty()
+    }
+
+    fn is_finding(&self) -> bool {
+        self.listing.is_some() || !self.several.is_empty() || !self.groups.is_empty()
     }
 
     /// Partitions about which it says nothing, because one of the sides has no trees for them yet.
@@ -328,20 +321,29 @@ impl Exchange {
         Question { number: self.next_question, message }
     }
 
-    fn ask_cells(&mut self, depth: u32) -> Option<Question> {
-        let compared = self.buckets.as_ref()?.compared();
+    /// Cells of the buckets.
+    fn bucket_cells<R: Replica>(
+        &mut self,
+        replica: &R,
+        depth: u32,
+        cells: &[Cell],
+    ) -> Result<Option<Question>, ExchangeError<R::Error>> {
+        let mut decoder = self.buckets.take().ok_or(ExchangeError::Senseless)?;
+        let is_done = push_bounded(&mut decoder, cells, self.plan.buckets() as usize);
+        if is_done.ok_or(ExchangeError::Senseless)? {
+            for difference in decoder.differences() {
+                self.found_bucket(replica, difference.id, difference.sum);
+            }
+            return Ok(None);
+        }
+        let compared = decoder.compared();
+        self.buckets = Some(decoder);
         let (from, count) = (compared as u64, cells_after(compared, self.sought));
         let request = Request::Cells { salt: self.salt, from, count };
-        Some(self.question(depth + 1, Kind::Cells, &request))
+        Ok(Some(self.question(depth + 1, Kind::Cells, &request)))
     }
 
-    /// These buckets differ, by these sums.
-    fn found_buckets(&mut self, replica: &impl Replica, differences: &[Difference]) {
-        for difference in differences {
-            self.found_bucket(replica, difference.id, difference.sum);
-        }
-    }
-
+    /// This bucket differs, by this sum.
     fn found_bucket(&mut self, replica: &impl Replica, bucket: u64, difference: Sum) {
         let Some(planned) = self.plan.tree_of(bucket).copied() else { return };
         if self.left_out.binary_search(&planned.tree.partition).is_ok() {
@@ -379,7 +381,7 @@ impl Exchange {
         if self.plan.lacks_kinds(replica) {
             return Err(ExchangeError::Forgotten);
         }
-        let unbuilt = union(&replica.unbuilt(), &[]);
+        let unbuilt = replica.unbuilt();
         for (planned, theirs) in planned.into_iter().zip(trees) {
             let mut ours = Vec::new();
             let here = planned.sums_into(replica, &unbuilt, &mut ours);
@@ -581,7 +583,7 @@ impl Exchange {
     }
 
     fn next<R: Replica>(&mut self, replica: &mut R) -> Result<Option<(Kind, Request)>, R::Error> {
-        let is_finding = self.listing.is_some() || !self.several.is_empty() || !self.groups.is_empty();
+        let is_finding = self.is_finding();
         let is_full = |waiting: usize| waiting > 0 && (waiting >= ASKS_MAX || !is_finding);
         let push = if is_full(self.pushes.len()) || !self.pushed_spans.is_empty() {
             self.next_push(replica)?

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ring::{KeyspaceId, PartitionId, Token};
+use ring::{KeyspaceId, PartitionId, Partitions, Token};
 
 use super::{Object, Replica, Span, Stretch, TreeId, TreeKind};
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct MemoryReplica {
     secret: [u8; 32],
-    partition_bits: u8,
+    partitions: Partitions,
     objects: BTreeMap<(KeyspaceId, Token, Bytes), Arc<Record>>,
     trees: BTreeMap<TreeId, HashTree>,
     keys_per_tree: u64,
@@ -30,10 +30,10 @@ pub struct MemoryReplica {
 impl MemoryReplica {
     /// One that holds nothing, with trees for so many keys.
     #[must_use]
-    pub fn new(secret: [u8; 32], partition_bits: u8, keys_per_tree: u64) -> MemoryReplica {
+    pub fn new(secret: [u8; 32], partitions: Partitions, keys_per_tree: u64) -> MemoryReplica {
         let (objects, trees) = (BTreeMap::new(), BTreeMap::new());
         let unbuilt = BTreeSet::new();
-        MemoryReplica { secret, partition_bits, objects, trees, keys_per_tree, unbuilt }
+        MemoryReplica { secret, partitions, objects, trees, keys_per_tree, unbuilt }
     }
 
     /// How many objects it holds.
@@ -68,7 +68,7 @@ impl MemoryReplica {
         };
         for (record, is_after) in [(before, false), (record, true)] {
             let Some(record) = record else { continue };
-            let element = Some(Element::new(&self.secret, token, record.digest()));
+            let element = Some(self.weigh(token, &record));
             let tree = self.tree_mut(keyspace, token, record.copies());
             let (before, after) = if is_after { (None, element) } else { (element, None) };
             tree.replace(token, before, after);
@@ -86,24 +86,27 @@ impl MemoryReplica {
         let unbuilt = std::mem::take(&mut self.unbuilt);
         self.trees.retain(|tree, _| !unbuilt.contains(&tree.partition));
         for ((keyspace, token, _), record) in self.objects.clone() {
-            if unbuilt.contains(&self.partition_of(token)) {
-                let element = Element::new(&self.secret, token, record.digest());
+            if unbuilt.contains(&self.partitions.of(token)) {
+                let element = self.weigh(token, &record);
                 self.tree_mut(keyspace, token, record.copies()).replace(token, None, Some(element));
             }
         }
     }
 
-    /// The partition of a token.
+    /// The partitions that it has copies of: all.
     #[must_use]
-    pub fn partition_of(&self, token: Token) -> PartitionId {
-        let partition = token.0.checked_shr(64 - u32::from(self.partition_bits)).unwrap_or(0);
-        PartitionId(u16::try_from(partition).expect("partitions have 16 bits"))
+    pub fn partitions(&self) -> Partitions {
+        self.partitions
+    }
+
+    fn weigh(&self, token: Token, record: &Record) -> Element {
+        Element::new(&self.secret, token, record.digest())
     }
 
     fn tree_mut(&mut self, keyspace: KeyspaceId, token: Token, copies: CopyCount) -> &mut HashTree {
-        let partition = self.partition_of(token);
+        let partition = self.partitions.of(token);
         let tree = TreeId { kind: TreeKind { keyspace, copies }, partition };
-        let (bits, keys) = (self.partition_bits, self.keys_per_tree);
+        let (bits, keys) = (self.partitions.bits(), self.keys_per_tree);
         self.trees.entry(tree).or_insert_with(|| HashTree::new(bits, keys))
     }
 
@@ -125,7 +128,7 @@ impl Replica for MemoryReplica {
     type Error = Infallible;
 
     fn partition_bits(&self) -> u8 {
-        self.partition_bits
+        self.partitions.bits()
     }
 
     fn kinds(&self) -> Vec<TreeKind> {
@@ -136,7 +139,7 @@ impl Replica for MemoryReplica {
     }
 
     fn partitions(&self, _: TreeKind) -> Vec<PartitionId> {
-        (0..=u16::MAX).take(1 << self.partition_bits).map(PartitionId).collect()
+        self.partitions.iter().collect()
     }
 
     fn unbuilt(&self) -> Vec<PartitionId> {
@@ -148,7 +151,7 @@ impl Replica for MemoryReplica {
     }
 
     fn element(&self, _: KeyspaceId, object: &Object) -> Element {
-        Element::new(&self.secret, Token::of_key(&object.key), object.record.digest())
+        self.weigh(Token::of_key(&object.key), &object.record)
     }
 
     fn elements(
@@ -159,7 +162,7 @@ impl Replica for MemoryReplica {
     ) -> Result<Option<Vec<Element>>, Infallible> {
         let found = self.within(tree.kind.keyspace, span);
         let found = found.filter(|(_, _, record)| includes(record, tree.kind.copies));
-        let found = found.map(|(token, _, record)| Element::new(&self.secret, token, record.digest()));
+        let found = found.map(|(token, _, record)| self.weigh(token, record));
         let elements: Vec<Element> = found.take(limit.saturating_add(1)).collect();
         Ok((elements.len() <= limit).then_some(elements))
     }

@@ -91,13 +91,13 @@ pub trait Replica {
     /// The leading bits of tokens that name the partition.
     fn partition_bits(&self) -> u8;
 
-    /// The kinds of trees that are not empty.
+    /// The kinds of trees that are not empty, in ascending order.
     fn kinds(&self) -> Vec<TreeKind>;
 
     /// The partitions whose records of a kind both sides keep, in ascending order. Both sides have to say the same.
     fn partitions(&self, kind: TreeKind) -> Vec<PartitionId>;
 
-    /// Partitions whose trees are not built yet: they are left out.
+    /// Partitions whose trees are not built yet, in ascending order: they are left out.
     fn unbuilt(&self) -> Vec<PartitionId>;
 
     /// A tree; none is as good as an empty one.

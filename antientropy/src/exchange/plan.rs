@@ -36,11 +36,11 @@ impl Levels {
     /// leaves.
     pub(super) fn of(replica: &impl Replica, unbuilt: &[PartitionId]) -> Levels {
         let mut bits_of = BTreeMap::new();
-        let mut kinds = Vec::new();
-        let mut partitions = BTreeMap::new();
-        for kind in union(&replica.kinds(), &[]) {
-            let mut of_kind: Vec<u8> = Vec::new();
+        let (mut kinds, mut trees) = (Vec::new(), Vec::new());
+        for kind in replica.kinds() {
+            let (mut of_kind, mut count) = (Vec::new(), 0_u64);
             for tree in trees_of(replica, vec![kind], unbuilt) {
+                count += 1;
                 if let Some(found) = replica.tree(tree).filter(|found| !found.is_empty()) {
                     bits_of.insert(tree, found.bits());
                     of_kind.push(found.bits());
@@ -50,11 +50,11 @@ impl Levels {
             of_kind.sort_unstable();
             let exceptions = 2 + of_kind.len() / 64;
             let level = of_kind.get(exceptions).or(of_kind.last()).copied().unwrap_or(0);
-            partitions.insert(kind, replica.partitions(kind).len() as u64);
             kinds.push((kind, level));
+            trees.push(count);
         }
         let buckets = |kinds: &[(TreeKind, u8)]| {
-            kinds.iter().map(|(kind, level)| partitions[kind] << level).sum::<u64>()
+            kinds.iter().zip(&trees).map(|((_, level), trees)| trees << level).sum::<u64>()
         };
         while buckets(&kinds) > BUCKETS_MAX && kinds.iter().any(|(_, level)| *level > 0) {
             kinds.iter_mut().for_each(|(_, level)| *level = level.saturating_sub(1));

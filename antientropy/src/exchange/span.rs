@@ -31,19 +31,18 @@ impl Span {
     /// The tokens of a position.
     #[must_use]
     pub fn of_position(position: Residue) -> Span {
-        let first = position.get() << 8;
-        // The last position has all that are left.
-        let is_last = position == Residue::MAX;
-        Span { first: Token(first), last: Token(if is_last { u64::MAX } else { first | 0xff }) }
+        Span::of_positions(position.get(), 0)
     }
 
     /// The tokens of the positions that begin with `prefix`, without their last bits, so many.
     #[must_use]
     pub fn of_positions(prefix: u64, shift: u8) -> Span {
+        let last_of_all = Residue::MAX.get();
+        let first = (prefix << shift).min(last_of_all) << 8;
         let last = (prefix + 1).checked_shl(u32::from(shift)).map_or(u64::MAX, |end| end - 1);
-        let first = Span::of_position(Residue::new((prefix << shift).min(Residue::MAX.get()))).first;
-        let last = if last >= Residue::MAX.get() { u64::MAX } else { last << 8 | 0xff };
-        Span { first, last: Token(last) }
+        // The last position has all tokens that are left.
+        let last = if last >= last_of_all { u64::MAX } else { last << 8 | 0xff };
+        Span { first: Token(first), last: Token(last) }
     }
 
     /// Whether a token is in it.

@@ -16,12 +16,12 @@ use antientropy::{
 use bytes::Bytes;
 use clap::Args;
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
-use ring::{KeyspaceId, Token};
+use ring::{KeyspaceId, Partitions, Token};
 use serde_json::json;
 
 const KEYSPACE: KeyspaceId = KeyspaceId(1);
-/// Partitions, as a power of two: as many as clusters have unless they say otherwise.
-const PARTITION_BITS: u8 = 10;
+/// As many as clusters have unless they say otherwise.
+const PARTITIONS: Partitions = Partitions::DEFAULT;
 /// Bytes of the set difference's elements: a key's hash and a version's, 128 bits together.
 const ELEMENT_BYTES: u64 = 16;
 
@@ -204,7 +204,7 @@ fn exchange(here: &mut MemoryReplica, there: &mut MemoryReplica, salt: u64) -> M
 }
 
 fn filled(options: &Options) -> MemoryReplica {
-    let mut replica = MemoryReplica::new([7; 32], PARTITION_BITS, options.keys >> PARTITION_BITS);
+    let mut replica = MemoryReplica::new([7; 32], PARTITIONS, options.keys >> PARTITIONS.bits());
     (0..options.keys).for_each(|number| replica.set(KEYSPACE, key(number), Some(first(options, number))));
     replica
 }
