@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use client::{Client, KeyspaceHandle};
+use client::KeyspaceHandle;
 use machines::{Dice, Machine, Machines};
 use ring::NodeId;
 use settings::number_from;
@@ -104,27 +104,6 @@ async fn measure(name: &'static str, keyspace: &KeyspaceHandle, time: Duration) 
     phase
 }
 
-/// Waits until all nodes see each other and owe each other nothing.
-async fn recovered(client: &Client) {
-    let began = Instant::now();
-    loop {
-        let mut is_well = true;
-        for node in (1..=NODES).map(NodeId) {
-            let status = client.status(node, TIMEOUT).await;
-            is_well &= status.is_ok_and(|status| {
-                status.hints_pending == 0
-                    && status.copies == status.copies_whole
-                    && status.peers.iter().all(|peer| peer.is_up)
-            });
-        }
-        if is_well {
-            return;
-        }
-        assert!(began.elapsed() < Duration::from_secs(60), "not well again");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
 #[test]
 fn healthy_writes_do_not_feel_a_replica_that_is_not() {
     let time = Duration::from_secs(number_from("QUORATE_HEALTHY_SECONDS", 2));
@@ -144,17 +123,17 @@ fn healthy_writes_do_not_feel_a_replica_that_is_not() {
         let dropped = || machines.metric(NodeId(1), "quorate_hints_total{event=\"dropped\"}").unwrap_or(0.0);
         assert!(dropped() > 0.0, "its queue is full by now");
         third(&|machine| machine.start());
-        recovered(&client).await;
+        machines.recovered(&client).await;
         third(&|machine| machine.signal("-STOP"));
         phases.push(measure("one stands still just now", &keyspace, noticed).await);
         phases.push(measure("one stands still", &keyspace, time).await);
         third(&|machine| machine.signal("-CONT"));
-        recovered(&client).await;
+        machines.recovered(&client).await;
         if machines.can_fail_syncs.is_ok() {
             third(&|machine| machine.set_syncs(Some("200")));
             phases.push(measure("one syncs in 200 ms", &keyspace, time.max(noticed)).await);
             third(&|machine| machine.set_syncs(None));
-            recovered(&client).await;
+            machines.recovered(&client).await;
         }
         phases.push(measure("all are well again", &keyspace, time).await);
         for phase in phases {

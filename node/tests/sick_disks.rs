@@ -65,6 +65,10 @@ fn a_disk_that_takes_no_writes_costs_its_node_the_writes_and_nothing_else() {
                 let put = keyspace.put(format!("{name}-{number}"), number.to_string()).w(Level::All);
                 put.timeout(TIMEOUT).send().await.unwrap();
             }
+            // A sync that is under way when a file system fails fails too, and ends the process. Nobody is to owe the node
+            // anything that would come just then.
+            // A sync that is under way when a file system fails fails too, and ends the process: no hint is to come then.
+            machines.recovered(&client).await;
             let before = refused();
             strike(&mut machine());
             let began = Instant::now();

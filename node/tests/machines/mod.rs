@@ -41,6 +41,8 @@ use volume::Volume;
 const VOLUME_BYTES: u64 = 2 << 30;
 /// How long an answer over HTTP may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a node may take to say how it is.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a process may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a cluster may take to form.
@@ -260,6 +262,28 @@ impl Machines {
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// Waits until all nodes see each other and owe each other nothing.
+    pub(crate) async fn recovered(&self, client: &Client) {
+        let began = Instant::now();
+        loop {
+            let mut is_well = true;
+            for machine in &self.machines {
+                let node = machine.lock().node;
+                let status = client.status(node, STATUS_TIMEOUT).await;
+                is_well &= status.is_ok_and(|status| {
+                    status.hints_pending == 0
+                        && status.copies == status.copies_whole
+                        && status.peers.iter().all(|peer| peer.is_up)
+                });
+            }
+            if is_well {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "not well again");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// What the nodes said last.
