@@ -4,25 +4,36 @@ use client::{GetError, Reply, WriteError};
 
 use crate::message::MergePath;
 
-/// Upper bounds of the ages that repairs are counted by, in milliseconds: from what a slow network does to what an outage
-/// of a day leaves.
-pub const REPAIR_AGE_BOUNDS_MS: [u64; 8] = [10, 100, 1_000, 10_000, 60_000, 600_000, 3_600_000, 86_400_000];
+/// Upper bounds of the ages that are counted, in milliseconds: from what a fast disk does to what an outage of a day leaves.
+pub const AGE_BOUNDS_MS: [u64; 12] =
+    [1, 5, 10, 50, 100, 1_000, 5_000, 10_000, 60_000, 600_000, 3_600_000, 86_400_000];
 
-/// Ages of what was repaired, counted by bounds.
+/// Ages, counted by bounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RepairAges {
-    /// How many were no older than each of [`REPAIR_AGE_BOUNDS_MS`] and older than the one before, and the rest.
-    pub counts: [u64; REPAIR_AGE_BOUNDS_MS.len() + 1],
+pub struct Ages {
+    /// How many were no older than each of [`AGE_BOUNDS_MS`] and older than the one before, and the rest.
+    pub counts: [u64; AGE_BOUNDS_MS.len() + 1],
     /// The sum of the ages, in milliseconds.
     pub sum_ms: u64,
 }
 
-impl RepairAges {
+impl Ages {
     /// One more, of this age.
     pub(crate) fn add(&mut self, age_ms: u64) {
-        self.counts[REPAIR_AGE_BOUNDS_MS.partition_point(|bound| *bound < age_ms)] += 1;
+        self.counts[AGE_BOUNDS_MS.partition_point(|bound| *bound < age_ms)] += 1;
         self.sum_ms = self.sum_ms.saturating_add(age_ms);
     }
+}
+
+/// What merges by one path have changed here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// How many records.
+    pub records: u64,
+    /// Bytes of the records and keys that came.
+    pub bytes: u64,
+    /// How old the newest version was of each.
+    pub ages: Ages,
 }
 
 /// Counters since the process began.
@@ -51,19 +62,19 @@ pub struct Counters {
     /// Replicas that reads found stale and could not mend in time: each is left a hint.
     pub read_repairs_hinted: u64,
     /// How old the newest version was that such a replica lacked, in either case.
-    pub read_repair_ages: RepairAges,
-    /// Records that a merge changed: by clients' writes.
-    pub merged_write: u64,
-    /// Merges that changed a record which this node took in place of a replica.
-    pub merged_stand_in: u64,
-    /// By read repair.
-    pub merged_read_repair: u64,
-    /// By hints.
-    pub merged_hint: u64,
-    /// By exchanges between whole copies.
-    pub merged_anti_entropy: u64,
-    /// By exchanges that filled a copy.
-    pub merged_movement: u64,
+    pub read_repair_ages: Ages,
+    /// Merges that changed a record: clients' writes.
+    pub merged_write: Merged,
+    /// Those that this node took in place of a replica.
+    pub merged_stand_in: Merged,
+    /// Read repair.
+    pub merged_read_repair: Merged,
+    /// Hints.
+    pub merged_hint: Merged,
+    /// Exchanges between whole copies.
+    pub merged_anti_entropy: Merged,
+    /// Exchanges that filled a copy.
+    pub merged_movement: Merged,
     /// Merges that were refused because too many bytes wait for the disk.
     pub merges_refused: u64,
     /// Last-write-wins values that were discarded although their winner's writer had not seen them.
@@ -76,10 +87,22 @@ pub struct Counters {
     pub copies_filled: u64,
     /// Times that a copy became whole.
     pub copies_made_whole: u64,
-    /// Exchanges that were completed.
+    /// Partitions whose hash trees were found not to say what is stored: the copy was not believed any more.
+    pub trees_mended: u64,
+    /// Exchanges that this node led and that were completed.
     pub exchanges_completed: u64,
+    /// Of these, those that found everything equal at once.
+    pub exchanges_equal: u64,
     /// Exchanges that were given up.
     pub exchanges_abandoned: u64,
+    /// Bytes of all messages of exchanges that this node led, both ways.
+    pub exchange_bytes: u64,
+    /// Bytes of keys and records among them.
+    pub exchange_payload_bytes: u64,
+    /// Keys that such exchanges found to differ: those of which one side had another record, and those that it lacked.
+    pub exchange_differences: u64,
+    /// How long they took.
+    pub exchange_durations: Ages,
     /// Writes that were acknowledged with the help of nodes that stood in for replicas.
     pub writes_sloppy: u64,
     /// Writes that this node was to take in place of a replica, and did not: it owes that one as much as it may.
@@ -145,16 +168,19 @@ impl Counters {
         }
     }
 
-    /// A merge changed a record.
-    pub(crate) fn merged(&mut self, path: MergePath) {
-        match path {
-            MergePath::Write => self.merged_write += 1,
-            MergePath::StandIn { .. } => self.merged_stand_in += 1,
-            MergePath::ReadRepair => self.merged_read_repair += 1,
-            MergePath::Hint => self.merged_hint += 1,
-            MergePath::AntiEntropy => self.merged_anti_entropy += 1,
-            MergePath::Movement => self.merged_movement += 1,
-        }
+    /// A merge of so many bytes changed a record; the newest that it brought was of this age.
+    pub(crate) fn merged(&mut self, path: MergePath, bytes: usize, age_ms: u64) {
+        let merged = match path {
+            MergePath::Write => &mut self.merged_write,
+            MergePath::StandIn { .. } => &mut self.merged_stand_in,
+            MergePath::ReadRepair => &mut self.merged_read_repair,
+            MergePath::Hint => &mut self.merged_hint,
+            MergePath::AntiEntropy => &mut self.merged_anti_entropy,
+            MergePath::Movement => &mut self.merged_movement,
+        };
+        merged.records += 1;
+        merged.bytes += bytes as u64;
+        merged.ages.add(age_ms);
     }
 }
 
@@ -164,11 +190,11 @@ mod tests {
 
     #[test]
     fn ages_are_counted_by_bounds() {
-        let mut ages = RepairAges::default();
+        let mut ages = Ages::default();
         for age_ms in [0, 10, 11, 86_400_000, u64::MAX] {
             ages.add(age_ms);
         }
-        assert_eq!(ages.counts, [2, 1, 0, 0, 0, 0, 0, 1, 1]);
+        assert_eq!(ages.counts, [1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
         assert_eq!(ages.sum_ms, u64::MAX, "it does not wrap");
     }
 }

@@ -9,15 +9,12 @@ use std::{
     time::Duration,
 };
 
-use antientropy::version::{Record, VersionDigest};
+use antientropy::version::{Record, UnixMillis, VersionDigest};
 use bytes::Bytes;
 use client::hedge::HedgeBudget;
 use rand_chacha::ChaCha8Rng;
 use rand_core::Rng;
-use ring::{
-    ClusterDocument, Durability, Epoch, KeyspaceId, NodeId, PartitionId, Partitions, REPLICAS_MAX, StoreId,
-    VoterId,
-};
+use ring::{ClusterDocument, Durability, Epoch, NodeId, PartitionId, REPLICAS_MAX, StoreId, VoterId};
 
 use crate::{
     admission::Admission,
@@ -27,9 +24,10 @@ use crate::{
     event::{Now, Output},
     exchange::RETRY_AFTER,
     hints::HintLeft,
+    lag::Lag,
     message::{
         DocumentName, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind,
-        ReadPurpose, StartId, Tag,
+        StartId, Tag,
     },
     operations::Numbers,
     peers::Peers,
@@ -69,6 +67,10 @@ pub(crate) struct Local<S> {
     pub(crate) timers: BTreeSet<(Duration, u64)>,
     /// Copies that began to fill, or to be held, since the scheduler last looked, and how soon their exchanges are due.
     pub(crate) to_fill: BTreeMap<PartitionId, Duration>,
+    /// Peers that may lack something, since the scheduler last looked: they were away, or what they were owed was dropped.
+    pub(crate) to_compare: BTreeSet<NodeId>,
+    /// What peers lack that nobody owes them.
+    pub(crate) lag: Lag,
     /// Merges that were not acknowledged and are left to hints: the target and the object.
     pub(crate) hints_left: Vec<HintLeft>,
     pub(crate) numbers: Numbers,
@@ -108,14 +110,12 @@ pub(crate) enum Event {
         /// For the client.
         reply: Box<client::Reply>,
     },
-    /// A peer sent a stretch of a partition.
-    Stretch {
+    /// A peer answered a question of an exchange.
+    ExchangeAnswered {
         /// The peer's store.
         store: StoreId,
-        /// Its keys and digests.
-        entries: Vec<(ObjectKey, VersionDigest)>,
-        /// Where it ends; none if nothing comes after it.
-        until: Option<Bytes>,
+        /// Its answer.
+        answer: Bytes,
     },
     /// A peer did not take a question.
     Declined,
@@ -209,13 +209,14 @@ impl<S: Store> Local<S> {
             | Message::Merge { .. }
             | Message::Read { .. }
             | Message::HintOffer { .. }
-            | Message::Tree { .. } => true,
+            | Message::Exchange { .. } => true,
             Message::Welcome { .. }
             | Message::Document(_)
             | Message::Forwarded { .. }
             | Message::Merged { .. }
             | Message::Answer { .. }
-            | Message::Stretch { .. }
+            | Message::ExchangeAnswer { .. }
+            | Message::InSync { .. }
             | Message::Declined { .. }
             | Message::HintGrant { .. }
             // Whoever may not vote does not answer.
@@ -263,11 +264,17 @@ impl<S: Store> Local<S> {
                 Err(Unheld::Damaged)
             }
             Held::Unreadable => {
-                self.counters.unreadable_records += 1;
-                self.fill(partition);
+                self.note_unreadable(partition);
                 Err(Unheld::Unreadable)
             }
         }
+    }
+
+    /// Something could not be read: the trees are built anew, which proves whether all can be.
+    fn note_unreadable(&mut self, partition: PartitionId) {
+        self.counters.unreadable_records += 1;
+        self.replica.trees.doubt(partition);
+        self.fill(partition);
     }
 
     /// A record was found damaged. In one batch its remains are removed and the copy is marked as filling: a merge
@@ -286,19 +293,16 @@ impl<S: Store> Local<S> {
     /// [`ReadError`] if the store cannot say what is there.
     pub(crate) fn scan(
         &mut self,
-        keyspace: KeyspaceId,
         partition: PartitionId,
-        partitions: Partitions,
-        range: (Option<&Bytes>, Option<&Bytes>),
+        after: &Bytes,
+        end: &Bytes,
         limit: usize,
     ) -> Result<Scanned, ReadError> {
-        let stretch = self.replica.stretch(keyspace, partition, partitions, range, limit);
-        let stretch = stretch.inspect_err(|_| {
-            self.counters.unreadable_records += 1;
-            self.fill(partition);
-        })?;
+        let stretch = self.replica.stretch(after, end, limit);
+        let stretch = stretch.inspect_err(|_| self.note_unreadable(partition))?;
         for key in stretch.nameless {
             self.counters.damaged_records += 1;
+            self.replica.trees.doubt(partition);
             self.replica.remove_nameless(key);
             self.fill(partition);
         }
@@ -311,6 +315,13 @@ impl<S: Store> Local<S> {
             }
         }
         Ok(Scanned { records, until: stretch.until })
+    }
+
+    /// A hint for a peer, which has waited since then, is dropped: an exchange covers it.
+    pub(crate) fn hint_dropped(&mut self, target: NodeId, since: UnixMillis) {
+        self.counters.hints_dropped += 1;
+        self.lag.missed(target, since, self.now.monotonic);
+        self.to_compare.insert(target);
     }
 
     /// The copy cannot be believed any more. One that is filling already begins anew, in a while: what it came across
@@ -372,9 +383,11 @@ impl<S: Store> Local<S> {
             Err(Unheld::Damaged) => None,
             Err(Unheld::Unreadable) => return Err(MergeRefusal::StorageFailed),
         };
+        let bytes = object.encoded().len() + record.encoded_len();
+        let age_ms = self.now.wall.0.saturating_sub(record.highest().millis().0);
         match local {
             None => {
-                self.counters.merged(path);
+                self.counters.merged(path, bytes, age_ms);
                 self.replica.put(object.clone(), None, Some(Arc::clone(record)));
             }
             // Siblings that are here already need no copy to find out; of two last-write-wins versions the loser is
@@ -385,7 +398,7 @@ impl<S: Store> Local<S> {
                 let outcome = joined.merge(record);
                 self.counters.lww_discarded += u64::from(outcome.discarded_concurrent);
                 if outcome.changed {
-                    self.counters.merged(path);
+                    self.counters.merged(path, bytes, age_ms);
                     self.replica.put(object.clone(), Some(&local), Some(Arc::new(joined)));
                 }
             }
@@ -462,30 +475,26 @@ impl<S: Store> Local<S> {
         }
     }
 
-    /// The replica's answer to a read of so many copies, and the batch to wait for before it is given.
+    /// The replica's answer to a read of so many copies, and the batch to wait for before it is given: one that is to be
+    /// durable waits for what it says.
     pub(crate) fn read(
         &mut self,
         object: &ObjectKey,
         kind: ReadKind,
-        purpose: ReadPurpose,
+        n: Option<u8>,
+        durable: bool,
     ) -> (ReadAnswer, Option<Sequence>) {
         let Some(document) = self.document.clone() else { return (ReadAnswer::NotOwner, None) };
         let partition = object.partition(document.partitions);
-        let durable = match purpose {
-            ReadPurpose::Count { n, durable } => {
-                let Some(owners) = Owners::of(&document, object.keyspace(), partition, n) else {
-                    return (ReadAnswer::NotOwner, None);
-                };
-                if !owners.contains(self.node) || self.copies.gained(partition).is_none() {
-                    return (ReadAnswer::NotOwner, None);
-                }
-                if !self.may_answer(partition, &owners) {
-                    return (ReadAnswer::Filling, None);
-                }
-                durable
-            }
-            ReadPurpose::Repair => true,
+        let Some(owners) = Owners::of(&document, object.keyspace(), partition, n) else {
+            return (ReadAnswer::NotOwner, None);
         };
+        if !owners.contains(self.node) || self.copies.gained(partition).is_none() {
+            return (ReadAnswer::NotOwner, None);
+        }
+        if !self.may_answer(partition, &owners) {
+            return (ReadAnswer::Filling, None);
+        }
         let Ok(record) = self.held(object, partition) else { return (ReadAnswer::Filling, None) };
         let after = if durable { self.replica.pending(object) } else { None };
         let answer = match kind {

@@ -9,9 +9,7 @@ use std::{sync::Arc, time::Duration};
 use antientropy::version::{Counter, Record, UnixMillis, VersionDigest};
 use bytes::Bytes;
 use client::{Reply, Request};
-use ring::{
-    ClusterDocument, ClusterId, Durability, Epoch, KeyspaceId, NodeId, PartitionId, StoreId, VoterId,
-};
+use ring::{ClusterDocument, ClusterId, Durability, Epoch, NodeId, StoreId, VoterId};
 use serde::{Deserialize, Serialize};
 
 pub use crate::agreement::message::{AgreementMessage, Ballot, DocumentName, Proposal};
@@ -123,7 +121,7 @@ pub enum Message {
         /// The outcome.
         outcome: MergeOutcome,
     },
-    /// Asks a replica for its record.
+    /// Asks a replica for its record, for a read of so many copies: answered only by a copy that is whole for them.
     Read {
         /// Comes back with the answer.
         tag: Tag,
@@ -131,8 +129,10 @@ pub enum Message {
         object: ObjectKey,
         /// The record, or only its digest.
         kind: ReadKind,
-        /// Who is counting on it.
-        purpose: ReadPurpose,
+        /// The request's own n, if any.
+        n: Option<u8>,
+        /// Whether the answer has to wait until what it says is synced.
+        durable: bool,
     },
     /// A replica's record.
     Answer {
@@ -141,25 +141,26 @@ pub enum Message {
         /// The answer.
         answer: ReadAnswer,
     },
-    /// Asks for the keys and version digests of a stretch of a partition, as far as both nodes hold copies of them.
-    Tree {
+    /// A question of an exchange, which the sender leads: see [`antientropy::exchange`].
+    Exchange {
         /// Comes back with the answer.
         tag: Tag,
-        /// The keyspace.
-        keyspace: KeyspaceId,
-        /// The partition.
-        partition: PartitionId,
-        /// The last key of the stretch before, in encoded form; none to begin.
-        after: Option<Bytes>,
+        /// For [`Follower::answer`](antientropy::exchange::Follower::answer).
+        question: Bytes,
     },
-    /// A stretch of a partition, sent once everything in it is synced.
-    Stretch {
+    /// The answer, sent once everything is synced that it is about.
+    ExchangeAnswer {
         /// From the question.
         tag: Tag,
-        /// The keys and digests, in ascending order of [`ObjectKey`].
-        entries: Vec<(ObjectKey, VersionDigest)>,
-        /// Where the stretch ends, in encoded form; none if nothing comes after it.
-        until: Option<Bytes>,
+        /// For [`Exchange::answered`](antientropy::exchange::Exchange::answered).
+        answer: Bytes,
+    },
+    /// An exchange that the sender led is complete: all is equal that both are to keep and that was there when it began.
+    InSync {
+        /// How long ago that was.
+        begun: Duration,
+        /// In how many partitions it found differences.
+        differed: u32,
     },
     /// The sender has hints for the receiver.
     HintOffer {
@@ -244,20 +245,6 @@ pub enum ReadKind {
     Data,
     /// Its digest.
     Digest,
-}
-
-/// Who is counting on a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadPurpose {
-    /// A client's read of so many copies: answered only by a copy that is whole for them.
-    Count {
-        /// The request's own n, if any.
-        n: Option<u8>,
-        /// Whether the answer has to wait until what it says is synced.
-        durable: bool,
-    },
-    /// An exchange: whatever the copy holds will do.
-    Repair,
 }
 
 /// A replica's answer to a read.

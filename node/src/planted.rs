@@ -50,11 +50,15 @@ pub enum PlantedBug {
     DeadReplicaCounted,
     /// A write does not change the hash tree.
     LeafNotUpdated,
+    /// Who follows in an exchange gives what it has and takes nothing.
+    ExchangeOnlyPulls,
+    /// An exchange passes over records that differ only in what they have seen.
+    ContextOnlySkipped,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 22] = [
+    pub const ALL: [PlantedBug; 24] = [
         PlantedBug::AcknowledgeBeforeSync,
         PlantedBug::ActorKeptAfterLoss,
         PlantedBug::ActorKeptAfterFailedBatch,
@@ -77,5 +81,7 @@ impl PlantedBug {
         PlantedBug::StandInCountedAsStrict,
         PlantedBug::DeadReplicaCounted,
         PlantedBug::LeafNotUpdated,
+        PlantedBug::ExchangeOnlyPulls,
+        PlantedBug::ContextOnlySkipped,
     ];
 }

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use client::Refusal;
 use rand_chacha::ChaCha8Rng;
 use rand_core::Rng;
-use ring::{ConflictPolicy, KeyspaceId, PartitionId, Partitions};
+use ring::{ConflictPolicy, PartitionId};
 
 use crate::{
     cache::RecordCache,
@@ -154,7 +154,7 @@ impl<S: Store> Replica<S> {
             is_refusing: false,
             floor: synced,
             planted,
-            trees: Trees::new(settings.context_key.tree_key()),
+            trees: Trees::new(settings.context_key.tree_key(), settings.scrub_interval),
         }
     }
 
@@ -447,30 +447,16 @@ impl<S: Store> Replica<S> {
         }
     }
 
-    /// Up to `limit` objects of a keyspace's part of a partition that come after `after`, up to and including `end`,
-    /// as far as they are stored, and whatever of the same stretch is not synced yet.
+    /// Up to `limit` objects with `after < encoding < end`, as far as they are stored, and whatever of the same stretch is
+    /// not synced yet.
     ///
     /// # Errors
     ///
     /// [`ReadError`] if the store cannot say what is there.
-    pub(crate) fn stretch(
-        &self,
-        keyspace: KeyspaceId,
-        partition: PartitionId,
-        partitions: Partitions,
-        (after, end): (Option<&Bytes>, Option<&Bytes>),
-        limit: usize,
-    ) -> Result<Stretch, ReadError> {
-        let (start, partition_end) = ObjectKey::range(keyspace, partition, partitions);
-        // The start is a bound just before the first key: no encoded key is as short.
-        let after = after.unwrap_or(&start);
-        let end_exclusive = match end {
-            Some(last) => Bytes::from([last, &b"\0"[..]].concat()).min(partition_end),
-            None => partition_end,
-        };
-        let stored = self.store.scan(Table::Records, Some(after), &end_exclusive, limit)?;
+    pub(crate) fn stretch(&self, after: &Bytes, end: &Bytes, limit: usize) -> Result<Stretch, ReadError> {
+        let stored = self.store.scan(Table::Records, Some(after), end, limit)?;
         let is_cut = stored.len() >= limit;
-        let until = if is_cut { stored.last().map(|(key, _)| key.clone()) } else { end.cloned() };
+        let until = stored.last().filter(|_| is_cut).map(|(key, _)| key.clone());
         let mut stretch = Stretch { held: BTreeMap::new(), nameless: Vec::new(), until };
         for (key, value) in stored {
             match ObjectKey::decode(&key) {
@@ -481,7 +467,7 @@ impl<S: Store> Replica<S> {
             }
         }
         let pending = self.overlay.range((Bound::Excluded(ObjectKey::bound(after)), Bound::Unbounded));
-        for (object, pending) in pending.take_while(|(object, _)| object.encoded() < &end_exclusive) {
+        for (object, pending) in pending.take_while(|(object, _)| object.encoded() < end) {
             if stretch.until.as_ref().is_some_and(|until| object.encoded() > until) {
                 break;
             }
@@ -558,7 +544,7 @@ fn within_limits(set: &SiblingSet, writers_before: usize, settings: &Settings) -
 mod tests {
     use antientropy::version::{ContextKey, UnixMillis};
     use rand_core::SeedableRng;
-    use ring::StoreId;
+    use ring::{KeyspaceId, StoreId};
 
     use super::*;
     use crate::storage::MemoryEngine;

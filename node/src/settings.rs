@@ -67,12 +67,16 @@ pub struct Settings {
     pub hints_granted_max: usize,
     /// How long a hint is kept.
     pub hint_age_max: Duration,
-    /// How often each shared partition is compared with each other copy.
+    /// How often what this node shares with each peer is compared with it.
     pub exchange_interval: Duration,
     /// Exchanges that this node leads at once.
     pub exchanges_max: usize,
-    /// Keys in one stretch of an exchange.
-    pub exchange_stretch_keys: usize,
+    /// Bytes that wait for this node's own disk while it leads an exchange, from which on it asks for no more.
+    pub exchange_unsynced_max: usize,
+    /// Keys that are scanned in one turn.
+    pub scan_stretch_keys: usize,
+    /// How long it takes to read all that is stored and to compare it with what should be there.
+    pub scrub_interval: Duration,
     /// An exchange that got no answer for so long is given up and tried again later.
     pub exchange_silent_after: Duration,
     /// A round of agreement that is not decided for so long is given up and tried again, with more time each time.
@@ -100,12 +104,13 @@ impl Settings {
             self.gossip_interval,
             self.exchange_interval,
             self.exchange_silent_after,
+            self.scrub_interval,
             self.round_timeout,
         ];
         assert!(positive.iter().all(|duration| !duration.is_zero()), "intervals are positive");
         assert!(self.probe_round_trip < self.probe_interval, "a probe has time for its second round");
         assert!(self.hedge_window > 0, "a window has answers");
-        assert!(self.exchange_stretch_keys > 0, "a stretch has keys");
+        assert!(self.scan_stretch_keys > 0, "a stretch has keys");
     }
 
     /// The defaults, under a cluster's secret.
@@ -138,9 +143,11 @@ impl Settings {
             hints_per_peer_max: 256 * 1024,
             hints_granted_max: 512,
             hint_age_max: Duration::from_secs(3 * 3600),
-            exchange_interval: Duration::from_secs(600),
+            exchange_interval: Duration::from_secs(5),
             exchanges_max: 2,
-            exchange_stretch_keys: 64,
+            exchange_unsynced_max: 1 << 20,
+            scan_stretch_keys: 64,
+            scrub_interval: Duration::from_secs(7 * 86_400),
             exchange_silent_after: Duration::from_secs(2),
             round_timeout: Duration::from_secs(1),
             vote_patience: Duration::from_secs(60),

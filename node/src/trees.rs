@@ -3,8 +3,12 @@
 //! They follow the records as they are held, synced or not: whoever says something because of them waits for the sync of
 //! what is held. They are in memory alone and are built by a scan, a partition after the other: after a start, when the node
 //! gains a partition, when a record was found damaged, since nobody knows then what it was, and when there have come so
-//! many keys that a tree is too coarse. While a partition is scanned, writes to what the scan has passed change its trees,
-//! and others need not.
+//! many keys that a tree is too coarse. While a partition is scanned, writes to what the scan has passed change its new
+//! trees, and others need not; the trees that it had, if nothing speaks against them, serve meanwhile.
+//!
+//! **Scrub.** In the course of [`Settings::scrub_interval`](crate::Settings::scrub_interval) every partition is scanned anew,
+//! gently: each record's checksum is checked, and the trees that come of it are compared with those that were kept. If they
+//! differ, the store has lost or brought back something without saying so, and the copy is not believed any more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,10 +18,10 @@ use std::{
 use antientropy::{
     exchange::{TreeId, TreeKind},
     hash_tree::{Element, HashTree, KEYS_PER_LEAF},
-    version::{CopyCount, Record},
+    version::Record,
 };
 use bytes::Bytes;
-use ring::{KeyspaceId, PartitionId, Partitions};
+use ring::{ClusterDocument, KeyspaceId, PartitionId, Partitions, Token};
 
 use crate::{
     local::Local,
@@ -31,17 +35,26 @@ const BUILDING_BITS: u8 = 14;
 /// How long a partition that could not be read waits.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
+/// How long a scrub pauses after each stretch.
+const SCRUB_PAUSE: Duration = Duration::from_millis(10);
+
+/// The trees of a partition.
+type OfPartition = BTreeMap<TreeKind, HashTree>;
+
 /// See the module's documentation.
 pub(crate) struct Trees {
     key: [u8; 32],
     partitions: Option<Partitions>,
-    /// Of each partition that is built, and of the one that is being built.
-    trees: BTreeMap<PartitionId, BTreeMap<TreeKind, HashTree>>,
+    /// Of each partition that is built.
+    trees: BTreeMap<PartitionId, OfPartition>,
     /// Partitions that are to have some.
     waiting: BTreeSet<PartitionId>,
+    /// Partitions whose trees have become too coarse.
+    coarse: BTreeSet<PartitionId>,
     building: Option<Building>,
     /// When the next is begun, if one could not be read.
     not_before: Duration,
+    scrub: Scrub,
 }
 
 /// A partition that is being scanned.
@@ -51,18 +64,40 @@ struct Building {
     keyspaces: Vec<KeyspaceId>,
     /// The last key that was.
     after: Option<Bytes>,
+    trees: OfPartition,
+    is_scrub: bool,
+}
+
+/// How far the scrub has come.
+struct Scrub {
+    /// How long all partitions take together.
+    interval: Duration,
+    /// The last partition that was begun, and when.
+    last: Option<(PartitionId, Duration)>,
+    /// When its next stretch is due.
+    pause_until: Duration,
+}
+
+/// The next stretch to scan.
+struct Next {
+    partition: PartitionId,
+    /// None if all keyspaces are scanned.
+    keyspace: Option<KeyspaceId>,
+    after: Option<Bytes>,
 }
 
 impl Trees {
     /// No trees. The key decides what records weigh: it is the cluster's, and clients must not know it.
-    pub(crate) fn new(key: [u8; 32]) -> Trees {
+    pub(crate) fn new(key: [u8; 32], scrub_interval: Duration) -> Trees {
         Trees {
             key,
             partitions: None,
             trees: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            coarse: BTreeSet::new(),
             building: None,
             not_before: Duration::ZERO,
+            scrub: Scrub { interval: scrub_interval, last: None, pause_until: Duration::ZERO },
         }
     }
 
@@ -71,57 +106,47 @@ impl Trees {
         self.partitions = Some(partitions);
         let copies: BTreeSet<PartitionId> = copies.collect();
         self.waiting.retain(|partition| copies.contains(partition));
+        self.coarse.retain(|partition| copies.contains(partition));
         if self.building.as_ref().is_some_and(|building| !copies.contains(&building.partition)) {
             self.building = None;
         }
         self.trees.retain(|partition, _| copies.contains(partition));
-        self.waiting.extend(copies.iter().filter(|partition| !self.trees.contains_key(partition)));
+        let building = self.building.as_ref().map(|building| building.partition);
+        let is_new =
+            |partition: &&PartitionId| !self.trees.contains_key(*partition) && building != Some(**partition);
+        self.waiting.extend(copies.iter().filter(is_new));
     }
 
     /// A record was replaced by another, or came, or went.
     pub(crate) fn replaced(&mut self, object: &ObjectKey, before: Option<&Record>, after: Option<&Record>) {
-        let Some(partition) = self.partitions.map(|partitions| object.partition(partitions)) else { return };
-        if !self.trees.contains_key(&partition) || !self.is_passed(partition, object) {
+        let Some(partitions) = self.partitions else { return };
+        let partition = object.partition(partitions);
+        let built = self.trees.get_mut(&partition);
+        let building = self.building.as_mut().filter(|building| building.has_passed(partition, object));
+        if built.is_none() && building.is_none() {
             return;
         }
-        let token = object.token();
-        let part = |record: &Record| (record.copies(), Element::new(&self.key, token, record.digest()));
-        let (mut before, after) = (before.map(part), after.map(part));
-        if let Some((copies, is)) = after {
-            let was = before.take_if(|(was_copies, _)| *was_copies == copies).map(|(_, was)| was);
-            self.change(partition, object, copies, was, Some(is));
+        let (key, token, keyspace) = (&self.key, object.token(), object.keyspace());
+        let part = |record: &Record| {
+            let kind = TreeKind { keyspace, copies: record.copies() };
+            (kind, Element::new(key, token, record.digest()))
+        };
+        let (before, after) = (before.map(part), after.map(part));
+        if let Some(building) = building {
+            change(&mut building.trees, (partitions, KEYS_PER_LEAF << BUILDING_BITS), token, before, after);
         }
-        if let Some((copies, was)) = before {
-            self.change(partition, object, copies, Some(was), None);
-        }
-    }
-
-    fn change(
-        &mut self,
-        partition: PartitionId,
-        object: &ObjectKey,
-        copies: CopyCount,
-        was: Option<Element>,
-        is: Option<Element>,
-    ) {
-        let kind = TreeKind { keyspace: object.keyspace(), copies };
-        let (bits, is_building) = (self.partitions.map_or(0, Partitions::bits), self.is_building(partition));
-        let keys = if is_building { KEYS_PER_LEAF << BUILDING_BITS } else { 0 };
-        let trees = self.trees.entry(partition).or_default();
-        let tree = trees.entry(kind).or_insert_with(|| HashTree::new(bits, keys));
-        tree.replace(object.token(), was, is);
-        // A partition's scan makes none that is finer.
-        if tree.is_coarse() && tree.bits() < BUILDING_BITS && !is_building {
-            self.doubt(partition);
+        if let Some(trees) = built
+            && change(trees, (partitions, 0), token, before, after)
+        {
+            self.coarse.insert(partition);
         }
     }
 
     /// Nobody knows what the trees of a partition should be: they are built anew.
     pub(crate) fn doubt(&mut self, partition: PartitionId) {
-        if self.is_building(partition) {
-            self.building = None;
-        }
-        if self.trees.remove(&partition).is_some() {
+        let is_building = self.building.take_if(|building| building.partition == partition).is_some();
+        if self.trees.remove(&partition).is_some() || is_building {
+            self.coarse.remove(&partition);
             self.waiting.insert(partition);
         }
     }
@@ -133,137 +158,242 @@ impl Trees {
         }
     }
 
+    /// What decides what records weigh.
+    pub(crate) fn key(&self) -> &[u8; 32] {
+        &self.key
+    }
+
+    /// The trees of a partition; none if they are not built.
+    pub(crate) fn of(&self, partition: PartitionId) -> Option<&BTreeMap<TreeKind, HashTree>> {
+        self.trees.get(&partition)
+    }
+
     /// How many partitions have their trees, and how many are to have them.
     pub(crate) fn census(&self) -> (usize, usize) {
-        let built = self.trees.len() - usize::from(self.building.is_some());
-        (built, self.trees.len() + self.waiting.len())
+        let unbuilt = self.building.as_ref().filter(|building| !self.trees.contains_key(&building.partition));
+        let built = self.trees.len();
+        (built, built + self.waiting.len() + unbuilt.iter().len())
     }
 
-    /// When something is to be built next.
+    /// How many bytes of memory their leaves take.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.trees.values().flat_map(BTreeMap::values).map(HashTree::memory_bytes).sum()
+    }
+
+    /// When something is to be built or scrubbed next.
     pub(crate) fn next_due(&self) -> Option<Duration> {
-        (self.building.is_some() || !self.waiting.is_empty()).then_some(self.not_before)
+        let is_urgent = !self.waiting.is_empty()
+            || !self.coarse.is_empty()
+            || self.building.as_ref().is_some_and(|building| !building.is_scrub);
+        if is_urgent {
+            return Some(self.not_before);
+        }
+        if self.building.is_some() {
+            return Some(self.scrub.pause_until.max(self.not_before));
+        }
+        self.scrub.next_due(self.trees.len()).map(|at| at.max(self.not_before))
     }
 
-    /// Where the scan goes on: the keyspace, the partition and the last key that was scanned. Begins with the next
-    /// partition if one waits.
-    fn next(
-        &mut self,
-        now: Duration,
-        keyspaces: impl Iterator<Item = KeyspaceId>,
-    ) -> Option<(PartitionId, Option<KeyspaceId>, Option<Bytes>)> {
+    /// Where a scan goes on, if anything is due. Begins with the next partition if none is being scanned.
+    fn next(&mut self, now: Duration, keyspaces: impl Iterator<Item = KeyspaceId>) -> Option<Next> {
+        if self.not_before > now {
+            return None;
+        }
+        if !self.waiting.is_empty() || !self.coarse.is_empty() {
+            self.building.take_if(|building| building.is_scrub);
+        }
         if self.building.is_none() {
-            let partition = if self.not_before <= now { self.waiting.pop_first()? } else { return None };
-            self.trees.insert(partition, BTreeMap::new());
-            self.building = Some(Building { partition, keyspaces: keyspaces.collect(), after: None });
+            let (partition, is_scrub) = match self.waiting.pop_first().or_else(|| self.coarse.pop_first()) {
+                Some(partition) => (partition, false),
+                None => (self.scrub.begin(now, &self.trees)?, true),
+            };
+            let trees = OfPartition::new();
+            self.building =
+                Some(Building { partition, keyspaces: keyspaces.collect(), after: None, trees, is_scrub });
         }
         let building = self.building.as_ref()?;
-        Some((building.partition, building.keyspaces.last().copied(), building.after.clone()))
-    }
-
-    /// Everything up to a key was scanned, or all of the keyspace.
-    fn passed(&mut self, until: Option<Bytes>) {
-        if let Some(building) = &mut self.building {
-            if until.is_none() {
-                building.keyspaces.pop();
+        if building.is_scrub {
+            if self.scrub.pause_until > now {
+                return None;
             }
-            building.after = until;
+            self.scrub.pause_until = now + SCRUB_PAUSE;
         }
+        let (partition, keyspace) = (building.partition, building.keyspaces.last().copied());
+        Some(Next { partition, keyspace, after: building.after.clone() })
     }
 
-    /// The partition that is being built has all its trees.
-    fn finish(&mut self) {
-        let Some(Building { partition, .. }) = self.building.take() else { return };
-        let built = self.trees.remove(&partition).unwrap_or_default();
-        let full = built.into_iter().filter(|(_, tree)| !tree.is_empty());
-        self.trees.insert(partition, full.map(|(kind, tree)| (kind, tree.fitted())).collect());
+    /// The records of a stretch that was scanned, up to a key or to the end of the keyspace.
+    fn passed<'a>(
+        &mut self,
+        partition: PartitionId,
+        records: impl Iterator<Item = (&'a ObjectKey, &'a Record)>,
+        until: Option<Bytes>,
+    ) {
+        let building = self.building.as_mut().filter(|building| building.partition == partition);
+        // If something was damaged the partition is begun anew.
+        let (Some(building), Some(partitions)) = (building, self.partitions) else { return };
+        add_all(&mut building.trees, &self.key, partitions, records);
+        if until.is_none() {
+            building.keyspaces.pop();
+        }
+        building.after = until;
     }
 
-    /// A partition cannot be read now.
-    fn put_off(&mut self, partition: PartitionId, now: Duration) {
-        self.doubt(partition);
-        self.not_before = now + RETRY_AFTER;
+    /// The partition that is being scanned has all its new trees. Returns it if it had others that say something else.
+    fn finish(&mut self) -> Option<PartitionId> {
+        let Building { partition, trees, .. } = self.building.take()?;
+        let full = trees.into_iter().filter(|(_, tree)| !tree.is_empty());
+        let fitted = full.map(|(kind, tree)| (kind, tree.fitted())).collect();
+        let is_wrong = self.trees.get(&partition).is_some_and(|kept| !differing(kept, &fitted).is_empty());
+        self.trees.insert(partition, fitted);
+        is_wrong.then_some(partition)
     }
+}
 
-    fn is_building(&self, partition: PartitionId) -> bool {
-        self.building.as_ref().is_some_and(|building| building.partition == partition)
-    }
-
-    /// Whether the trees of a partition have what is held of an object: the scan has passed it, or is over.
-    fn is_passed(&self, partition: PartitionId, object: &ObjectKey) -> bool {
-        let Some(building) = self.building.as_ref().filter(|building| building.partition == partition) else {
-            return true;
-        };
-        match building.keyspaces.last() {
+impl Building {
+    /// Whether it is of this partition, and the scan has passed this object: writes to it change the new trees.
+    fn has_passed(&self, partition: PartitionId, object: &ObjectKey) -> bool {
+        if self.partition != partition {
+            return false;
+        }
+        match self.keyspaces.last() {
             Some(present) if *present == object.keyspace() => {
-                building.after.as_ref().is_some_and(|after| object.encoded() <= after)
+                self.after.as_ref().is_some_and(|after| object.encoded() <= after)
             }
-            Some(_) => !building.keyspaces.contains(&object.keyspace()),
+            Some(_) => !self.keyspaces.contains(&object.keyspace()),
             None => true,
         }
     }
 }
 
-impl<S: Store> Local<S> {
-    /// Scans the next stretch of a partition that has no trees yet.
-    pub(crate) fn build_trees(&mut self) {
-        let Some(document) = self.document.clone() else { return };
-        let (now, limit) = (self.now.monotonic, self.settings.exchange_stretch_keys);
-        let keyspaces = document.keyspaces.keys().copied();
-        let Some((partition, keyspace, after)) = self.replica.trees.next(now, keyspaces) else { return };
-        let Some(keyspace) = keyspace else { return self.replica.trees.finish() };
-        let range = (after.as_ref(), None);
-        let Ok(scanned) = self.scan(keyspace, partition, document.partitions, range, limit) else {
-            return self.replica.trees.put_off(partition, now);
-        };
-        // If something was damaged the partition is begun anew.
-        self.replica.trees.passed(scanned.until);
-        for (object, record) in &scanned.records {
-            self.replica.trees.replaced(object, None, Some(record));
-        }
+impl Scrub {
+    /// When the next partition is due, of so many.
+    fn next_due(&self, partitions: usize) -> Option<Duration> {
+        let each = self.interval / u32::try_from(partitions).ok().filter(|partitions| *partitions > 0)?;
+        Some(self.last.map_or(each, |(_, begun)| begun + each))
     }
 
-    /// The trees that are not what a scan would make of them now.
+    /// Begins with the next partition if it is due.
+    fn begin(&mut self, now: Duration, trees: &BTreeMap<PartitionId, OfPartition>) -> Option<PartitionId> {
+        // Whatever was built lately was scanned lately: the first is due when its share of the interval is over.
+        let last = self.last.get_or_insert((PartitionId(0), now)).0;
+        if self.next_due(trees.len()).is_none_or(|due| due > now) {
+            return None;
+        }
+        let after = PartitionId(last.0.saturating_add(1));
+        let next = *trees.range(after..).next().or_else(|| trees.first_key_value())?.0;
+        self.last = Some((next, now));
+        Some(next)
+    }
+}
+
+/// Changes the trees of a partition. Returns whether one has become too coarse.
+fn change(
+    trees: &mut OfPartition,
+    (partitions, keys): (Partitions, u64),
+    token: Token,
+    mut before: Option<(TreeKind, Element)>,
+    after: Option<(TreeKind, Element)>,
+) -> bool {
+    let mut is_coarse = false;
+    let mut replace = |kind: TreeKind, was: Option<Element>, is: Option<Element>| {
+        let tree = trees.entry(kind).or_insert_with(|| HashTree::new(partitions.bits(), keys));
+        tree.replace(token, was, is);
+        // A scan makes none that is finer.
+        is_coarse |= tree.is_coarse() && tree.bits() < BUILDING_BITS;
+    };
+    if let Some((kind, is)) = after {
+        let was = before.take_if(|(was_kind, _)| *was_kind == kind).map(|(_, was)| was);
+        replace(kind, was, Some(is));
+    }
+    if let Some((kind, was)) = before {
+        replace(kind, Some(was), None);
+    }
+    is_coarse
+}
+
+fn add_all<'a>(
+    trees: &mut OfPartition,
+    key: &[u8; 32],
+    partitions: Partitions,
+    records: impl Iterator<Item = (&'a ObjectKey, &'a Record)>,
+) {
+    for (object, record) in records {
+        let kind = TreeKind { keyspace: object.keyspace(), copies: record.copies() };
+        let element = Element::new(key, object.token(), record.digest());
+        let keys = KEYS_PER_LEAF << BUILDING_BITS;
+        change(trees, (partitions, keys), object.token(), None, Some((kind, element)));
+    }
+}
+
+/// The kinds of which two sets of trees say something else.
+fn differing(some: &OfPartition, others: &OfPartition) -> Vec<TreeKind> {
+    let kinds: BTreeSet<TreeKind> = some.keys().chain(others.keys()).copied().collect();
+    let is_same = |kind: &TreeKind| match (some.get(kind), others.get(kind)) {
+        (Some(one), Some(other)) => {
+            let bits = one.bits().min(other.bits());
+            one.len() == other.len() && one.sums(bits).eq(other.sums(bits))
+        }
+        (one, other) => one.or(other).is_none_or(HashTree::is_empty),
+    };
+    kinds.into_iter().filter(|kind| !is_same(kind)).collect()
+}
+
+impl<S: Store> Local<S> {
+    /// Scans the next stretch of a partition that has no trees yet, or is to be scrubbed.
+    pub(crate) fn build_trees(&mut self) {
+        let Some(document) = self.document.clone() else { return };
+        let (now, limit) = (self.now.monotonic, self.settings.scan_stretch_keys);
+        let keyspaces = document.keyspaces.keys().copied();
+        let Some(Next { partition, keyspace, after }) = self.replica.trees.next(now, keyspaces) else {
+            return;
+        };
+        let Some(keyspace) = keyspace else {
+            if let Some(wrong) = self.replica.trees.finish() {
+                self.counters.trees_mended += 1;
+                self.fill(wrong);
+            }
+            return;
+        };
+        let (start, end) = ObjectKey::range(keyspace, partition, document.partitions);
+        let Ok(scanned) = self.scan(partition, after.as_ref().unwrap_or(&start), &end, limit) else {
+            self.replica.trees.not_before = now + RETRY_AFTER;
+            return;
+        };
+        let records = scanned.records.iter().map(|(object, record)| (object, &**record));
+        self.replica.trees.passed(partition, records, scanned.until);
+    }
+
+    /// The trees that are not what a scan would make of them now. Partitions that cannot be read are passed over.
     pub(crate) fn trees_differing(&self) -> Vec<TreeId> {
         let Some(document) = self.document.clone() else { return Vec::new() };
         let kept = &self.replica.trees;
-        let mut compared: BTreeSet<PartitionId> = kept.trees.keys().copied().collect();
-        compared.retain(|partition| !kept.is_building(*partition));
-        let mut fresh = Trees::new(kept.key);
-        fresh.follow(document.partitions, compared.iter().copied());
-        let keyspaces: Vec<KeyspaceId> = document.keyspaces.keys().copied().collect();
-        while let Some((partition, keyspace, _)) = fresh.next(Duration::ZERO, keyspaces.iter().copied()) {
-            let Some(keyspace) = keyspace else {
-                fresh.finish();
-                continue;
-            };
-            let stretch =
-                self.replica.stretch(keyspace, partition, document.partitions, (None, None), usize::MAX);
-            fresh.passed(None);
-            for (object, held) in stretch.iter().flat_map(|stretch| &stretch.held) {
+        let mut wrong = Vec::new();
+        for (partition, trees) in &kept.trees {
+            if let Some(fresh) = self.fresh_trees(&document, *partition) {
+                let differing = differing(trees, &fresh).into_iter();
+                wrong.extend(differing.map(|kind| TreeId { kind, partition: *partition }));
+            }
+        }
+        wrong
+    }
+
+    /// What a scan makes of a partition; none if something cannot be read.
+    fn fresh_trees(&self, document: &ClusterDocument, partition: PartitionId) -> Option<OfPartition> {
+        let mut fresh = OfPartition::new();
+        for keyspace in document.keyspaces.keys() {
+            let (start, end) = ObjectKey::range(*keyspace, partition, document.partitions);
+            let stretch = self.replica.stretch(&start, &end, usize::MAX).ok()?;
+            let mut records = Vec::new();
+            for (object, held) in &stretch.held {
                 match held {
-                    Held::Record(record) => fresh.replaced(object, None, Some(record)),
+                    Held::Record(record) => records.push((object, &**record)),
                     Held::Nothing => {}
-                    Held::Damaged | Held::Unreadable => _ = compared.remove(&partition),
+                    Held::Damaged | Held::Unreadable => return None,
                 }
             }
-            if stretch.is_err() {
-                compared.remove(&partition);
-            }
+            add_all(&mut fresh, self.replica.trees.key(), document.partitions, records.into_iter());
         }
-        let mut differing = Vec::new();
-        for partition in compared {
-            let (kept, fresh) = (&kept.trees[&partition], &fresh.trees[&partition]);
-            let kinds: BTreeSet<TreeKind> = kept.keys().chain(fresh.keys()).copied().collect();
-            let is_same = |kind: &TreeKind| match (kept.get(kind), fresh.get(kind)) {
-                (Some(kept), Some(fresh)) => {
-                    let bits = kept.bits().min(fresh.bits());
-                    kept.len() == fresh.len() && kept.sums(bits).eq(fresh.sums(bits))
-                }
-                (one, other) => one.or(other).is_none_or(HashTree::is_empty),
-            };
-            let wrong = kinds.into_iter().filter(|kind| !is_same(kind));
-            differing.extend(wrong.map(|kind| TreeId { kind, partition }));
-        }
-        differing
+        Some(fresh)
     }
 }

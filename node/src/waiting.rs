@@ -53,7 +53,7 @@ fn refused_message(message: Message) -> Message {
             Message::Merged { tag, outcome: MergeOutcome::Refused(MergeRefusal::StorageFailed) }
         }
         Message::Answer { tag, .. } => Message::Answer { tag, answer: ReadAnswer::Refused },
-        Message::Stretch { tag, .. } => Message::Declined { tag },
+        Message::ExchangeAnswer { tag, .. } => Message::Declined { tag },
         other => other,
     }
 }
@@ -99,13 +99,12 @@ impl WaitingRoom {
         at.and_then(|at| self.by_batch.remove(at)).map(|(_, list)| list).unwrap_or_default()
     }
 
-    /// A batch was refused: whatever was to be told of a stretch of a partition may not be so, whichever batch it
-    /// waits for.
-    pub(crate) fn decline_stretches(&mut self) {
+    /// A batch was refused: whatever was to be told in an exchange may not be so, whichever batch it waits for.
+    pub(crate) fn decline_exchanges(&mut self) {
         for waiting in self.by_batch.iter_mut().flat_map(|(_, list)| list) {
-            if let Waiting::Message { message: message @ Message::Stretch { .. }, .. } = waiting {
-                let stretch = std::mem::replace(message, Message::DocumentRequest);
-                *message = refused_message(stretch);
+            if let Waiting::Message { message: message @ Message::ExchangeAnswer { .. }, .. } = waiting {
+                let answer = std::mem::replace(message, Message::DocumentRequest);
+                *message = refused_message(answer);
             }
         }
     }

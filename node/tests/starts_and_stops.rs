@@ -9,8 +9,7 @@ use antientropy::version::{
 use node::{
     Identity, Input, Node, Now, Output, Settings,
     message::{
-        Envelope, Header, MergeOutcome, MergePath, Message, ReadAnswer, ReadKind, ReadPurpose, Recovery,
-        StartId, Tag,
+        Envelope, Header, MergeOutcome, MergePath, Message, ReadAnswer, ReadKind, Recovery, StartId, Tag,
     },
     storage::{Batch, CrashDamage, MemoryEngine, ObjectKey, Sequence, Table, read_record},
 };
@@ -130,9 +129,8 @@ impl Driver {
     /// What the node answers to a read of one copy.
     fn read(&mut self, epoch: Epoch) -> ReadAnswer {
         let tag = Tag { operation: 1, question: 1 };
-        let purpose = ReadPurpose::Count { n: None, durable: false };
         let object = ObjectKey::new(KeyspaceId(1), b"cart");
-        self.hear_under(epoch, Message::Read { tag, object, kind: ReadKind::Data, purpose });
+        self.hear_under(epoch, Message::Read { tag, object, kind: ReadKind::Data, n: None, durable: false });
         let (_, sent) = self.outputs();
         let answer = sent.into_iter().find_map(|(_, envelope)| match envelope.message {
             Message::Answer { answer, .. } => Some(answer),

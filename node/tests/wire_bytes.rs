@@ -10,7 +10,7 @@ mod wire_damage;
 #[path = "../../client/tests/wire_values/mod.rs"]
 mod wire_values;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use antientropy::version::{
     self, Actor, Context, CopyCount, Counter, Dot, LwwVersion, Record, RequestId, SiblingSet, UnixMillis,
@@ -21,13 +21,13 @@ use client::wire::{Element, Field, Malformed};
 use node::{
     message::{
         AgreementMessage, Ballot, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message,
-        ReadAnswer, ReadKind, ReadPurpose, Recovery, StartId, Tag,
+        ReadAnswer, ReadKind, Recovery, StartId, Tag,
     },
     storage::{ObjectKey, Sequence},
     wire::{DecodeError, PeerHello, PeerWelcome, negotiate},
 };
 use proptest::{collection::vec, option, prelude::*, sample::Index};
-use ring::{ClusterId, Epoch, KeyspaceId, NodeId, PartitionId, StoreId, VoterId};
+use ring::{ClusterId, Epoch, KeyspaceId, NodeId, StoreId, VoterId};
 
 use wire_damage::search;
 use wire_values::{bytes, document, durability, duration, reply, request};
@@ -119,11 +119,6 @@ fn outcome() -> impl Strategy<Value = MergeOutcome> {
     ]
 }
 
-fn purpose() -> impl Strategy<Value = ReadPurpose> {
-    let count = any::<(Option<u8>, bool)>().prop_map(|(n, durable)| ReadPurpose::Count { n, durable });
-    prop_oneof![count, Just(ReadPurpose::Repair)]
-}
-
 fn digest() -> impl Strategy<Value = VersionDigest> {
     any::<[u8; 16]>().prop_map(VersionDigest)
 }
@@ -139,15 +134,6 @@ fn answer() -> impl Strategy<Value = ReadAnswer> {
     ]
 }
 
-fn stretch() -> impl Strategy<Value = Message> {
-    let entries = proptest::collection::btree_map(object(), digest(), 0..4);
-    (tag(), entries, option::of(bytes())).prop_map(|(tag, entries, until)| Message::Stretch {
-        tag,
-        entries: entries.into_iter().collect(),
-        until,
-    })
-}
-
 fn merge() -> impl Strategy<Value = Message> {
     (tag(), object(), record(), durability(), path()).prop_map(|(tag, object, record, durability, path)| {
         Message::Merge { tag, object, record, durability, path }
@@ -156,17 +142,14 @@ fn merge() -> impl Strategy<Value = Message> {
 
 fn read() -> impl Strategy<Value = Message> {
     let kind = prop_oneof![Just(ReadKind::Data), Just(ReadKind::Digest)];
-    (tag(), object(), kind, purpose()).prop_map(|(tag, object, kind, purpose)| Message::Read {
-        tag,
-        object,
-        kind,
-        purpose,
-    })
+    (tag(), object(), kind, any::<(Option<u8>, bool)>())
+        .prop_map(|(tag, object, kind, (n, durable))| Message::Read { tag, object, kind, n, durable })
 }
 
-fn tree() -> impl Strategy<Value = Message> {
-    (tag(), any::<u32>(), any::<u16>(), option::of(bytes())).prop_map(|(tag, keyspace, partition, after)| {
-        Message::Tree { tag, keyspace: KeyspaceId(keyspace), partition: PartitionId(partition), after }
+fn exchange() -> impl Strategy<Value = Message> {
+    (tag(), bytes(), any::<bool>()).prop_map(|(tag, bytes, is_question)| match is_question {
+        true => Message::Exchange { tag, question: bytes },
+        false => Message::ExchangeAnswer { tag, answer: bytes },
     })
 }
 
@@ -222,8 +205,11 @@ fn message() -> impl Strategy<Value = Message> {
         (tag(), outcome()).prop_map(|(tag, outcome)| Message::Merged { tag, outcome }),
         read(),
         (tag(), answer()).prop_map(|(tag, answer)| Message::Answer { tag, answer }),
-        tree(),
-        stretch(),
+        exchange(),
+        (any::<u32>(), any::<u32>()).prop_map(|(begun_ms, differed)| Message::InSync {
+            begun: Duration::from_millis(begun_ms.into()),
+            differed,
+        }),
         tag().prop_map(|tag| Message::Declined { tag }),
         any::<u32>().prop_map(|waiting| Message::HintOffer { waiting }),
         any::<u32>().prop_map(|merges| Message::HintGrant { merges }),
@@ -331,7 +317,7 @@ fn object_key(key: &[u8]) -> ObjectKey {
 
 #[test]
 fn kinds_that_this_version_does_not_know_are_refused() {
-    for kind in [0, 17, 18, 100, 240, 241, 255] {
+    for kind in [0, 18, 19, 100, 240, 241, 255] {
         let unknown = Malformed::UnknownKind(kind);
         assert_eq!(Envelope::decode(begun(kind).freeze()), Err(DecodeError::Frame(unknown)));
     }
@@ -348,7 +334,7 @@ fn a_name_whose_token_is_not_its_keys_is_refused() {
         out.put_bytes(0, 12);
         out.put_u32(u32::try_from(name.len()).unwrap());
         out.put_slice(name);
-        out.put_slice(&[1, 2]);
+        out.put_slice(&[1, 0, 1]);
         Envelope::decode(out.freeze())
     };
     let good = object_key(b"key").encoded().to_vec();
@@ -362,42 +348,16 @@ fn a_name_whose_token_is_not_its_keys_is_refused() {
     assert_eq!(read(&good[..5]), Err(DecodeError::NotAnObject));
 }
 
-#[test]
-fn a_stretch_out_of_order_is_refused() {
-    let mut objects = [object_key(b"a"), object_key(b"b"), object_key(b"c")];
-    objects.sort();
-    let [first, second, third] = objects;
-    let stretch = |entries: &[&ObjectKey]| {
-        let entries = entries.iter().map(|&object| (object.clone(), VersionDigest([1; 16]))).collect();
-        let message = Message::Stretch { tag: Tag { operation: 1, question: 2 }, entries, until: None };
-        let header = Header {
-            from: NodeId(1),
-            start: StartId(1),
-            store: StoreId(1),
-            synced: Sequence(1),
-            epoch: Epoch(1),
-            wall: UnixMillis(1),
-            clock: Counter(1),
-        };
-        Envelope::decode(envelope_body(&Envelope { header, message }).into())
-    };
-    assert!(stretch(&[&first, &second, &third]).is_ok());
-    assert_eq!(stretch(&[&first, &third, &second]), Err(DecodeError::StretchOutOfOrder));
-    assert_eq!(stretch(&[&first, &first]), Err(DecodeError::StretchOutOfOrder));
-}
-
 /// Checked before anything is allocated, or this would fail for memory.
 #[test]
 fn counts_that_the_frame_has_no_room_for_are_refused() {
     let truncated = Err(DecodeError::Frame(Malformed::Truncated));
-    // An entry has at least 32 bytes, so 100 have no room for four.
-    for count in [4, u32::MAX] {
-        let mut stretch = begun(12);
-        stretch.put_bytes(0, 12);
-        stretch.put_u8(0);
-        stretch.put_u32(count);
-        stretch.put_bytes(0, 100);
-        assert_eq!(Envelope::decode(stretch.freeze()), truncated);
+    for count in [101, u32::MAX] {
+        let mut answer = begun(12);
+        answer.put_bytes(0, 12);
+        answer.put_u32(count);
+        answer.put_bytes(0, 100);
+        assert_eq!(Envelope::decode(answer.freeze()), truncated);
     }
     let mut hello = begun(1);
     hello.put_u8(0);

@@ -11,14 +11,14 @@ use client::{Get, GetError, ReadOptions, Reply, Request, wire::FrameReader};
 use node::{
     message::{
         AgreementMessage, Ballot, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message,
-        ReadAnswer, ReadKind, ReadPurpose, Recovery, StartId, Tag,
+        ReadAnswer, ReadKind, Recovery, StartId, Tag,
     },
     storage::{ObjectKey, Sequence},
     wire::{PEER_MESSAGE_BYTES_MAX, PeerHello, PeerWelcome},
 };
 use ring::{
     ClusterDocument, ClusterId, ConflictPolicy, Datacenter, DatacenterId, Durability, Epoch, Keyspace,
-    KeyspaceId, Member, NodeId, PartitionId, Partitions, RackId, StoreId, VoterId,
+    KeyspaceId, Member, NodeId, Partitions, RackId, StoreId, VoterId,
 };
 
 const TAG: Tag = Tag { operation: 0x0a0b, question: 0x0c0d };
@@ -236,13 +236,13 @@ fn merges_are_pinned() {
 
 #[test]
 fn reads_are_pinned() {
-    let reads = [
-        (ReadKind::Data, ReadPurpose::Count { n: Some(5), durable: true }, "01 01 0105 01"),
-        (ReadKind::Digest, ReadPurpose::Count { n: None, durable: false }, "02 01 00 00"),
-        (ReadKind::Data, ReadPurpose::Repair, "01 02"),
-    ];
-    for (kind, purpose, code) in reads {
-        pin(Message::Read { tag: TAG, object: object(), kind, purpose }, "09", &[TAG_HEX, OBJECT_HEX, code]);
+    let reads = [(ReadKind::Data, Some(5), true, "01 0105 01"), (ReadKind::Digest, None, false, "02 00 00")];
+    for (kind, n, durable, code) in reads {
+        pin(
+            Message::Read { tag: TAG, object: object(), kind, n, durable },
+            "09",
+            &[TAG_HEX, OBJECT_HEX, code],
+        );
     }
     let digest = VersionDigest(*b"0123456789abcdef");
     let with_record = ["01 01", RECORD_HEX].concat();
@@ -262,15 +262,9 @@ fn reads_are_pinned() {
 
 #[test]
 fn the_messages_of_exchanges_are_pinned() {
-    let tree = |after| Message::Tree { tag: TAG, keyspace: KeyspaceId(9), partition: PartitionId(8), after };
-    pin(tree(None), "0b", &[TAG_HEX, "00000009 0008 00"]);
-    pin(tree(Some("ab".into())), "0b", &[TAG_HEX, "00000009 0008 01 00000002 6162"]);
-    let entries = vec![(object(), VersionDigest([0x11; 16]))];
-    pin(
-        Message::Stretch { tag: TAG, entries, until: Some("ab".into()) },
-        "0c",
-        &[TAG_HEX, "01 00000002 6162", "00000001", OBJECT_HEX, &"11".repeat(16)],
-    );
-    pin(Message::Stretch { tag: TAG, entries: Vec::new(), until: None }, "0c", &[TAG_HEX, "00 00000000"]);
+    pin(Message::Exchange { tag: TAG, question: "ab".into() }, "0b", &[TAG_HEX, "00000002 6162"]);
+    pin(Message::ExchangeAnswer { tag: TAG, answer: "ab".into() }, "0c", &[TAG_HEX, "00000002 6162"]);
+    let in_sync = Message::InSync { begun: Duration::from_nanos(258), differed: 3 };
+    pin(in_sync, "11", &["0000000000000102 00000003"]);
     pin(Message::Declined { tag: TAG }, "0d", &[TAG_HEX]);
 }

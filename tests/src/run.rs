@@ -77,9 +77,11 @@ pub fn run(seed: u64, options: RunOptions) -> RunReport {
 #[must_use]
 pub fn profile_for(bug: PlantedBug) -> Profile {
     match bug {
-        PlantedBug::AcknowledgeBeforeSync | PlantedBug::FailedReplicaCounted | PlantedBug::LeafNotUpdated => {
-            Profile::Any
-        }
+        PlantedBug::AcknowledgeBeforeSync
+        | PlantedBug::FailedReplicaCounted
+        | PlantedBug::LeafNotUpdated
+        | PlantedBug::ExchangeOnlyPulls
+        | PlantedBug::ContextOnlySkipped => Profile::Any,
         PlantedBug::ActorKeptAfterLoss => Profile::Rot,
         PlantedBug::ActorKeptAfterFailedBatch => Profile::FailingDisks,
         PlantedBug::FillingCopyCounted => Profile::Wipes,

@@ -115,7 +115,7 @@ impl World {
             if process.node.requests_under_way() > 0 {
                 return Some(format!("{} counts requests that are over", host.node));
             }
-            let (built, wanted) = process.node.trees();
+            let (built, wanted, _) = process.node.trees();
             if built < wanted {
                 return Some(format!("{} has {built} of {wanted} hash trees", host.node));
             }

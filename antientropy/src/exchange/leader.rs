@@ -70,6 +70,8 @@ pub struct Exchange {
     awaiting: BTreeMap<u32, Awaited>,
     next_question: u32,
     has_failed: bool,
+    /// The partitions of buckets that differ.
+    differing: BTreeSet<PartitionId>,
     report: Report,
 }
 
@@ -184,6 +186,7 @@ impl Exchange {
             awaiting: BTreeMap::new(),
             next_question: 0,
             has_failed: false,
+            differing: BTreeSet::new(),
             report: Report::default(),
         };
         let digest = digest_of_roots(replica, &unbuilt);
@@ -305,6 +308,12 @@ impl Exchange {
         &self.left_out
     }
 
+    /// In how many partitions it has found differences.
+    #[must_use]
+    pub fn differing(&self) -> usize {
+        self.differing.len()
+    }
+
     /// What it has found and moved so far.
     #[must_use]
     pub fn report(&self) -> Report {
@@ -349,6 +358,7 @@ impl Exchange {
         if self.left_out.binary_search(&planned.tree.partition).is_ok() {
             return;
         }
+        self.differing.insert(planned.tree.partition);
         let span = self.plan.span(&planned, bucket, 1);
         let here = planned.sum(replica, bucket);
         let position =
@@ -400,6 +410,7 @@ impl Exchange {
                     continue;
                 }
                 if is_moved && !theirs.is_zero() {
+                    self.differing.insert(planned.tree.partition);
                     self.fetches.insert(bucket);
                 } else {
                     self.found_bucket(replica, bucket, difference);

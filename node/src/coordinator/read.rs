@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     local::{Event, Local},
-    message::{MergePath, Message, ReadAnswer, ReadKind, ReadPurpose, Tag},
+    message::{MergePath, Message, ReadAnswer, ReadKind, Tag},
     placement::Owners,
     planted::PlantedBug,
     storage::Store,
@@ -377,14 +377,13 @@ impl ReadOperation {
         // A delete that finds nothing is acknowledged on the strength of its read.
         let is_delete = matches!(self.purpose, Purpose::Delete(..));
         let durable = self.repair == ReadRepair::Blocking || is_delete;
-        let purpose = ReadPurpose::Count { n: self.located.n, durable };
-        let object = self.located.object.clone();
+        let (n, object) = (self.located.n, self.located.object.clone());
         if node == local.node {
-            let (answer, after) = local.read(&object, kind, purpose);
+            let (answer, after) = local.read(&object, kind, n, durable);
             let event = Event::Answered { from: node, store: local.store_id(), answer };
             local.when_synced(after, Waiting::Event { tag, event });
         } else {
-            local.send(node, Message::Read { tag, object, kind, purpose });
+            local.send(node, Message::Read { tag, object, kind, n, durable });
         }
     }
 

@@ -48,6 +48,11 @@ pub(crate) struct WriteOperation {
 }
 
 impl WriteOperation {
+    /// The version that it brings to the replicas.
+    pub(crate) fn dot(&self) -> Dot {
+        self.dot
+    }
+
     /// Mints the version and sends it out.
     ///
     /// # Errors

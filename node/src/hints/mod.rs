@@ -204,8 +204,8 @@ impl Hints {
         }
         let mut gone = Vec::new();
         for (&target, queue) in &mut self.queues {
-            for object in queue.surplus(local) {
-                local.counters.hints_dropped += 1;
+            for (object, since) in queue.surplus(local) {
+                local.hint_dropped(target, since);
                 gone.push((target, object));
             }
             if queue.wait_until > now || !can_take(local, target) {
@@ -236,7 +236,7 @@ impl Hints {
                         break;
                     }
                     Ok(None) => {
-                        local.counters.hints_dropped += 1;
+                        local.hint_dropped(target, owed.since);
                         gone.push((target, object));
                     }
                     Err(Unheld::Damaged | Unheld::Unreadable) => {
@@ -319,7 +319,7 @@ impl Hints {
         // It may take the place of one that is data and not read yet, and is not known to be dispensable.
         let owed = match self.unread {
             Some(_) if !owed.is_counted && queue.counted() >= local.settings.hints_per_peer_max => {
-                local.counters.hints_dropped += 1;
+                local.hint_dropped(target, owed.since);
                 return false;
             }
             Some(_) => Owed { is_counted: true, ..owed },
@@ -331,8 +331,8 @@ impl Hints {
         }
         let is_new = known.is_none() && !queue.flying.contains_key(object);
         queue.wait(object.clone(), owed);
-        for dropped in queue.surplus(local) {
-            local.counters.hints_dropped += 1;
+        for (dropped, since) in queue.surplus(local) {
+            local.hint_dropped(target, since);
             self.save(local, target, dropped);
         }
         is_new
@@ -419,8 +419,9 @@ impl Queue {
         self.counted.len() + self.counted_flying
     }
 
-    /// Takes out those that are too old, and the oldest of those that are too many. What is counted stays.
-    fn surplus<S: Store>(&mut self, local: &Local<S>) -> Vec<ObjectKey> {
+    /// Takes out those that are too old, and the oldest of those that are too many, with the time since when they waited.
+    /// What is counted stays.
+    fn surplus<S: Store>(&mut self, local: &Local<S>) -> Vec<(ObjectKey, UnixMillis)> {
         let (age_max, most) = (local.settings.hint_age_max, local.settings.hints_per_peer_max);
         let age = |since: UnixMillis| Duration::from_millis(local.now.wall.0.saturating_sub(since.0));
         // A clock that has jumped ahead makes everything old.
@@ -434,11 +435,12 @@ impl Queue {
                 Some(_) | None => &self.plain,
             };
             let Some(object) = line.first_key_value().map(|(_, object)| object.clone()) else { break };
-            if line.len() <= most && !is_old(self.waiting[&object].1.since) {
+            let since = self.waiting[&object].1.since;
+            if line.len() <= most && !is_old(since) {
                 break;
             }
             self.take(&object);
-            surplus.push(object);
+            surplus.push((object, since));
         }
         surplus
     }

@@ -1,5 +1,7 @@
 //! What a node shows of itself: to its driver, to operators, and to whoever asks why a key reads as it does.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use client::{
     Version,
@@ -7,9 +9,10 @@ use client::{
 };
 use ring::{KeyspaceId, PartitionId};
 
-use super::Node;
+use super::{Node, Operation};
 use crate::{
     hints::HintsPending,
+    lag::PeerSync,
     message::StartId,
     replica::Held,
     storage::{ObjectKey, Store},
@@ -50,6 +53,37 @@ impl<S: Store> Node<S> {
     #[must_use]
     pub fn clock_drift_ms(&self) -> Option<i64> {
         self.local.peers.drift_ms(self.local.now)
+    }
+
+    /// How far this node and each peer with which it shares something are in sync.
+    pub fn in_sync(&self) -> impl Iterator<Item = PeerSync> {
+        self.exchanges.in_sync(self.local.now.monotonic)
+    }
+
+    /// How old the oldest write is that is known here not to be on all its replicas: one under way, one that a hint
+    /// waits with, or one whose hint was dropped and that no exchange has covered since. While copies of this node are
+    /// filling, no less than the time for which they are.
+    #[must_use]
+    pub fn convergence_lag(&self) -> Duration {
+        let local = &self.local;
+        let under_way = self.operations.iter().filter_map(|(_, operation)| match operation {
+            Operation::Write(write) => Some(write.dot().counter.millis()),
+            _ => None,
+        });
+        let hints = self.hints.census().into_iter().filter_map(|pending| pending.oldest);
+        let oldest = under_way.chain(hints).chain(local.lag.oldest()).min();
+        let age = oldest.map_or(0, |oldest| local.now.wall.0.saturating_sub(oldest.0));
+        let (copies, whole) = self.copies();
+        let filling = self.in_sync().filter(|sync| whole < copies && !sync.is_known).map(|sync| sync.age);
+        filling.max().unwrap_or_default().max(Duration::from_millis(age))
+    }
+
+    /// How many partitions have their hash trees, how many are to have them, and how many bytes the trees take.
+    #[must_use]
+    pub fn trees(&self) -> (usize, usize, usize) {
+        let trees = &self.local.replica.trees;
+        let (built, wanted) = trees.census();
+        (built, wanted, trees.memory_bytes())
     }
 
     /// Bytes written and not yet synced.
@@ -156,12 +190,9 @@ impl<S: Store> Node<S> {
         let limit = usize::try_from(limit.clamp(1, PAGE_KEYS_MAX)).unwrap_or(1);
         let (start, end) = ObjectKey::range(keyspace, partition, document.partitions);
         // What to continue after comes from outside: it may not lead out of the partition.
-        let after = after.map(|after| after.clone().clamp(start, end));
-        let stretch = self
-            .local
-            .replica
-            .stretch(keyspace, partition, document.partitions, (after.as_ref(), None), limit)
-            .map_err(|_| ControlError::StorageFailed)?;
+        let after = after.cloned().unwrap_or_default().clamp(start, end.clone());
+        let stretch =
+            self.local.replica.stretch(&after, &end, limit).map_err(|_| ControlError::StorageFailed)?;
         let wall = self.local.now.wall;
         let is_live = |held: &Held| matches!(held, Held::Record(record) if !record.live(wall).is_empty());
         let live = stretch.held.iter().filter(|(_, held)| is_live(held));

@@ -12,7 +12,6 @@ use ring::{Durability, Epoch, NodeId, PartitionId};
 use super::{DOCUMENT_RETRY_AFTER, Node, requests::timeout};
 use crate::{
     coordinator::{Requester, forward::refusal},
-    exchange::answer_tree,
     hints::Hints,
     local::{Acknowledgement, Event, Local},
     message::{Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, Tag},
@@ -51,6 +50,7 @@ impl<S: Store> Node<S> {
                     Message::Welcome { start: header.start, went_back_from: greeted.went_back_from },
                 );
                 if greeted.restarted {
+                    self.local.to_compare.insert(from);
                     self.founder_restarted(from);
                     self.greet();
                 }
@@ -153,15 +153,13 @@ impl<S: Store> Node<S> {
             Message::Read { tag, .. } if is_stale => {
                 local.send(from, Message::Answer { tag, answer: ReadAnswer::StaleEpoch });
             }
-            Message::Read { tag, object, kind, purpose } => {
-                let (answer, after) = local.read(&object, kind, purpose);
+            Message::Read { tag, object, kind, n, durable } => {
+                let (answer, after) = local.read(&object, kind, n, durable);
                 let message = Message::Answer { tag, answer };
                 local.when_synced(after, Waiting::Message { to: from, message });
             }
-            Message::Tree { tag, .. } if is_stale => local.send(from, Message::Declined { tag }),
-            Message::Tree { tag, keyspace, partition, after } => {
-                answer_tree(local, from, tag, keyspace, partition, after.as_ref());
-            }
+            Message::Exchange { tag, .. } if is_stale => local.send(from, Message::Declined { tag }),
+            Message::Exchange { tag, question } => self.exchanges.answer(local, from, tag, question),
             Message::Forwarded { tag, reply } => self.event(tag, Event::Forwarded { reply }),
             Message::Merged { tag, outcome } => {
                 self.event(tag, Event::Merged { from, store: header.store, outcome });
@@ -169,8 +167,13 @@ impl<S: Store> Node<S> {
             Message::Answer { tag, answer } => {
                 self.event(tag, Event::Answered { from, store: header.store, answer });
             }
-            Message::Stretch { tag, entries, until } => {
-                self.event(tag, Event::Stretch { store: header.store, entries, until });
+            Message::ExchangeAnswer { tag, answer } => {
+                self.event(tag, Event::ExchangeAnswered { store: header.store, answer });
+            }
+            // Under an older document something else may be to be kept.
+            Message::InSync { .. } if is_stale => {}
+            Message::InSync { begun, differed } => {
+                self.exchanges.in_sync_with(local, from, header.store, begun, differed);
             }
             Message::Declined { tag } => self.event(tag, Event::Declined),
             Message::HintOffer { waiting } => {

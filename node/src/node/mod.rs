@@ -35,6 +35,7 @@ use crate::{
     exchange::{ExchangeOperation, Exchanges, RETRY_AFTER},
     formation::Formation,
     hints::{HintOperation, Hints, grants::Grants},
+    lag::Lag,
     local::{Event, Local},
     membership::{Finding, Membership},
     message::{Envelope, StartId},
@@ -199,6 +200,8 @@ impl<S: Store> Node<S> {
             waiting: WaitingRoom::new(),
             timers: BTreeSet::new(),
             to_fill: BTreeMap::new(),
+            to_compare: BTreeSet::new(),
+            lag: Lag::default(),
             hints_left: Vec::new(),
             numbers: Numbers::new(rng.next_u64()),
             hedges: HedgeBudget::new(HEDGES_MAX),
@@ -401,7 +404,9 @@ impl<S: Store> Node<S> {
         while let Some(finding) = self.membership.poll_finding() {
             match finding {
                 Finding::Up(node) => {
-                    local.peers.found(node, false);
+                    if local.peers.found(node, false) {
+                        local.to_compare.insert(node);
+                    }
                 }
                 Finding::Down(node) => {
                     local.counters.peers_died += u64::from(local.peers.found(node, true));
@@ -537,7 +542,7 @@ impl<S: Store> Node<S> {
         self.probe_at.get_or_insert(local.now.monotonic + PROBE_AFTER);
         let filling = local.copies.partitions().filter(|partition| !local.copies.is_whole(*partition));
         self.marks_lost.extend(filling);
-        local.waiting.decline_stretches();
+        local.waiting.decline_exchanges();
         for waiting in local.waiting.take(sequence) {
             if let Waiting::Document(_) = waiting {
                 self.adopting = None;
@@ -674,12 +679,6 @@ impl<S: Store> Node<S> {
     #[must_use]
     pub fn trees_differing(&self) -> Vec<antientropy::exchange::TreeId> {
         self.local.trees_differing()
-    }
-
-    /// How many partitions have their hash trees, and how many are to have them.
-    #[must_use]
-    pub fn trees(&self) -> (usize, usize) {
-        self.local.replica.trees.census()
     }
 
     /// How far a peer had seen this store come before it went back in time, if it did: see

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     Input,
-    message::{Envelope, MergePath, Message, ReadPurpose, StartId},
+    message::{Envelope, MergePath, Message, StartId},
     wire::{PEER_MESSAGE_BYTES_MAX, PEER_PROTOCOL_VERSION, PeerHello, PeerWelcome, negotiate},
 };
 
@@ -445,8 +445,10 @@ fn is_bulk(message: &Message) -> bool {
             MergePath::Hint | MergePath::AntiEntropy | MergePath::Movement => true,
             MergePath::Write | MergePath::StandIn { .. } | MergePath::ReadRepair => false,
         },
-        Message::Read { purpose, .. } => matches!(purpose, ReadPurpose::Repair),
-        Message::Tree { .. } | Message::Stretch { .. } | Message::HintOffer { .. } => true,
+        Message::Exchange { .. }
+        | Message::ExchangeAnswer { .. }
+        | Message::InSync { .. }
+        | Message::HintOffer { .. } => true,
         Message::Hello { .. }
         | Message::Welcome { .. }
         | Message::DocumentRequest
@@ -454,6 +456,7 @@ fn is_bulk(message: &Message) -> bool {
         | Message::Forward { .. }
         | Message::Forwarded { .. }
         | Message::Merged { .. }
+        | Message::Read { .. }
         | Message::Answer { .. }
         | Message::Agreement(_)
         | Message::HintGrant { .. }

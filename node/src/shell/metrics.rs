@@ -14,7 +14,7 @@ use prometheus::{
 use ring::NodeId;
 
 use super::{disk::CommitterCounters, links::LinkState};
-use crate::{Counters, HintsPending, REPAIR_AGE_BOUNDS_MS, RepairAges};
+use crate::{AGE_BOUNDS_MS, Ages, Counters, HintsPending, Merged, PeerSync};
 
 /// Bounds of request durations, in seconds: from a read of a cached record to a request that timed out.
 const DURATION_BUCKETS: [f64; 18] = [
@@ -117,6 +117,10 @@ pub(crate) struct Snapshot {
     pub(crate) status: NodeStatus,
     pub(crate) members: usize,
     pub(crate) hints: Vec<HintsPending>,
+    pub(crate) in_sync: Vec<PeerSync>,
+    pub(crate) convergence_lag: Duration,
+    /// Partitions that have trees, that are to have them, and bytes that they take.
+    pub(crate) trees: (usize, usize, usize),
     pub(crate) hints_are_partly_unread: bool,
     pub(crate) wall: UnixMillis,
     pub(crate) links: Vec<(NodeId, Option<LinkState>)>,
@@ -276,6 +280,8 @@ impl Metrics {
         let copies = [("whole", status.copies_whole), ("filling", filling)];
         let up = status.peers.iter().filter(|peer| peer.is_up).count() + 1;
         let states = [("up", up), ("down", snapshot.members.saturating_sub(up))];
+        let (built, wanted, tree_bytes) = snapshot.trees;
+        let trees = [("built", built), ("unbuilt", wanted.saturating_sub(built))];
         let build = vec![("version", status.version.clone()), ("node", status.node.0.to_string())];
         out.extend([
             gauge("quorate_build_info", "1, with the node's id and its software's version.", [(build, 1.0)]),
@@ -289,6 +295,16 @@ impl Metrics {
                 "quorate_copies",
                 "Copies of partitions that the node holds, by state.",
                 copies.map(|(state, count)| (vec![("state", state.to_owned())], f64::from(count))),
+            ),
+            gauge(
+                "quorate_hash_trees",
+                "Partitions whose hash trees are built, and those that wait to be scanned.",
+                trees.map(|(state, count)| (vec![("state", state.to_owned())], number(count))),
+            ),
+            gauge(
+                "quorate_hash_tree_bytes",
+                "Memory that the hash trees take.",
+                [(vec![], number(tree_bytes))],
             ),
             gauge(
                 "quorate_members",
@@ -322,15 +338,23 @@ impl Metrics {
 
 fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
     let paths = [
-        ("write", counters.merged_write),
-        ("stand_in", counters.merged_stand_in),
-        ("read_repair", counters.merged_read_repair),
-        ("hint", counters.merged_hint),
-        ("anti_entropy", counters.merged_anti_entropy),
-        ("movement", counters.merged_movement),
+        ("write", &counters.merged_write),
+        ("stand_in", &counters.merged_stand_in),
+        ("read_repair", &counters.merged_read_repair),
+        ("hint", &counters.merged_hint),
+        ("anti_entropy", &counters.merged_anti_entropy),
+        ("movement", &counters.merged_movement),
     ];
-    let exchanges =
-        [("completed", counters.exchanges_completed), ("abandoned", counters.exchanges_abandoned)];
+    let merged = |of: fn(&Merged) -> u64| paths.map(|(path, merged)| (path, of(merged)));
+    let lags = paths.map(|(path, merged)| (vec![("path", path.to_owned())], &merged.ages));
+    let found = counters.exchanges_completed - counters.exchanges_equal;
+    let exchanges = [
+        ("equal", counters.exchanges_equal),
+        ("repaired", found),
+        ("abandoned", counters.exchanges_abandoned),
+    ];
+    let finding = counters.exchange_bytes - counters.exchange_payload_bytes;
+    let exchange_bytes = [("payload", counters.exchange_payload_bytes), ("finding", finding)];
     let hints = [
         ("left", counters.hints_left),
         ("replayed", counters.hints_replayed),
@@ -344,12 +368,43 @@ fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
         counter(
             "quorate_repair_objects_total",
             "Records that a merge has changed at this replica, by the way they came.",
-            labelled("path", &paths),
+            labelled("path", &merged(|merged| merged.records)),
+        ),
+        counter(
+            "quorate_repair_bytes_total",
+            "Bytes of keys and records that came with these merges.",
+            labelled("path", &merged(|merged| merged.bytes)),
+        ),
+        histogram(
+            "quorate_replication_lag_seconds",
+            "How old the newest version of a record was when a merge changed the record at this replica, by the way it came.",
+            lags,
         ),
         counter(
             "quorate_antientropy_exchanges_total",
-            "Exchanges that this node has led, by outcome.",
+            "Exchanges that this node has led, by outcome: all was equal at once, differences were repaired, or given up.",
             labelled("outcome", &exchanges),
+        ),
+        counter(
+            "quorate_antientropy_exchange_bytes_total",
+            "Bytes of the messages of exchanges that this node has led, both ways: keys and records, and what it took to find \
+             out which.",
+            labelled("kind", &exchange_bytes),
+        ),
+        single(
+            "quorate_antientropy_exchange_differences_total",
+            "Keys that such exchanges found to differ. With 16 bytes for each, the least that finding them can take.",
+            counters.exchange_differences,
+        ),
+        histogram(
+            "quorate_antientropy_exchange_duration_seconds",
+            "How long exchanges took that this node has led and completed.",
+            [(vec![], &counters.exchange_durations)],
+        ),
+        single(
+            "quorate_hash_trees_mended_total",
+            "Partitions whose hash trees a scrub found not to say what is stored: the store had lost something silently.",
+            counters.trees_mended,
         ),
         counter(
             "quorate_read_repairs_total",
@@ -359,8 +414,7 @@ fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
         histogram(
             "quorate_read_repair_age_seconds",
             "How old the newest version was that a replica lacked when a read found it stale.",
-            &REPAIR_AGE_BOUNDS_MS,
-            &counters.read_repair_ages,
+            [(vec![], &counters.read_repair_ages)],
         ),
         counter("quorate_hints_total", "Hints, by what became of them.", labelled("event", &hints)),
         single(
@@ -413,6 +467,22 @@ fn gather_peers(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
             "quorate_datagrams_ignored_total",
             "Packets about who is up that made no sense.",
             snapshot.counters.datagrams_ignored,
+        ),
+        gauge(
+            "quorate_antientropy_in_sync_age_seconds",
+            "How long ago all that this node shares with the peer was last known to be equal; without such a time, how long \
+             that has been missing.",
+            snapshot.in_sync.iter().map(|sync| (peer(&sync.peer), sync.age.as_secs_f64())),
+        ),
+        gauge(
+            "quorate_antientropy_divergent_partitions",
+            "In how many partitions the last exchange with the peer found differences.",
+            snapshot.in_sync.iter().map(|sync| (peer(&sync.peer), f64::from(sync.differed))),
+        ),
+        gauge(
+            "quorate_convergence_lag_seconds",
+            "How old the oldest write is that this node knows not to be on all its replicas; 0 if there is none.",
+            [(vec![], snapshot.convergence_lag.as_secs_f64())],
         ),
         gauge(
             "quorate_hints_pending",
@@ -563,22 +633,29 @@ fn gauge(name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>
 }
 
 /// A histogram of ages in seconds.
-fn histogram(name: &str, help: &str, bounds_ms: &[u64], ages: &RepairAges) -> MetricFamily {
-    let mut cumulated = 0;
-    let buckets = bounds_ms.iter().zip(ages.counts).map(|(bound_ms, count)| {
-        cumulated += count;
-        let mut bucket = Bucket::default();
-        bucket.set_upper_bound(wide(*bound_ms) / 1000.0);
-        bucket.set_cumulative_count(cumulated);
-        bucket
+fn histogram<'a>(
+    name: &str,
+    help: &str,
+    values: impl IntoIterator<Item = (Labels, &'a Ages)>,
+) -> MetricFamily {
+    let metrics = values.into_iter().map(|(labels, ages)| {
+        let mut cumulated = 0;
+        let buckets = AGE_BOUNDS_MS.iter().zip(ages.counts).map(|(bound_ms, count)| {
+            cumulated += count;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(wide(*bound_ms) / 1000.0);
+            bucket.set_cumulative_count(cumulated);
+            bucket
+        });
+        let mut histogram = proto::Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(ages.counts.iter().sum());
+        histogram.set_sample_sum(wide(ages.sum_ms) / 1000.0);
+        let mut metric = metric(labels);
+        metric.set_histogram(histogram);
+        metric
     });
-    let mut histogram = proto::Histogram::default();
-    histogram.set_bucket(buckets.collect());
-    histogram.set_sample_count(ages.counts.iter().sum());
-    histogram.set_sample_sum(wide(ages.sum_ms) / 1000.0);
-    let mut metric = metric(vec![]);
-    metric.set_histogram(histogram);
-    family(name, help, MetricType::HISTOGRAM, vec![metric])
+    family(name, help, MetricType::HISTOGRAM, metrics.collect())
 }
 
 /// A count as Prometheus has them: exact up to 2^53.

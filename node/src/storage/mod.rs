@@ -161,16 +161,24 @@ impl ObjectKey {
     #[must_use]
     pub fn range(keyspace: KeyspaceId, partition: PartitionId, partitions: Partitions) -> (Bytes, Bytes) {
         let tokens = partitions.range(partition);
+        ObjectKey::span(keyspace, Token(*tokens.start()), Token(*tokens.end()))
+    }
+
+    /// The bounds of a range of tokens of a keyspace, both of its ends included: every object in it has
+    /// `start < encoding < end`.
+    #[must_use]
+    pub fn span(keyspace: KeyspaceId, first: Token, last: Token) -> (Bytes, Bytes) {
         let bound = |keyspace: u32, token: u64| {
             let mut out = BytesMut::with_capacity(Self::PREFIX_BYTES);
             out.put_u32(keyspace);
             out.put_u64(token);
             out.freeze()
         };
-        let start = bound(keyspace.0, *tokens.start());
-        let end = match tokens.end().checked_add(1) {
+        // No name is as short as a bound.
+        let start = bound(keyspace.0, first.0);
+        let end = match last.0.checked_add(1) {
             Some(token) => bound(keyspace.0, token),
-            // The circle's last partition ends where the next keyspace begins.
+            // The circle ends where the next keyspace begins.
             None => match keyspace.0.checked_add(1) {
                 Some(next) => bound(next, 0),
                 None => Bytes::from_static(&[0xff; 16]),

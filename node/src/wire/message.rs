@@ -9,21 +9,22 @@
 //!  6 forwarded          tag, reply, as clients get it
 //!  7 merge              tag, object, durability (1), path (1), record
 //!  8 merged             tag, 1 applied: gained (8); 2 refused: why (1)
-//!  9 read               tag, object, kind (1), purpose: 1 count: n (option of 1), durable (bool); 2 repair
+//!  9 read               tag, object, kind (1), n (option of 1), durable (bool)
 //! 10 answer             tag, 1 data: option of record; 2 digest (16); 3 filling; 4 refused; 5 stale epoch; 6 not owner
-//! 11 tree               tag, keyspace (4), partition (2), after (option of bytes)
-//! 12 stretch            tag, until (option of bytes), list of: object, digest (16)
+//! 11 exchange           tag, question (bytes), as `antientropy::exchange` has it
+//! 12 exchange answer    tag, answer (bytes)
 //! 13 declined           tag
 //! 14 agreement          about documents (serde)
 //! 15 hint offer         waiting (4)
 //! 16 hint grant         merges (4)
+//! 17 in sync            begun (duration), differed (4)
 //!
 //! tag       operation (8), question (4)
 //! object    bytes: its name in encoded form, with its token
 //! record    as `antientropy::version` has it
 //! ```
 //!
-//! The tables below have the codes of choices. Kinds from 17 are free; one whose payload is a serde value goes as the
+//! The tables below have the codes of choices. Kinds from 18 are free; one whose payload is a serde value goes as the
 //! document does.
 
 use std::sync::Arc;
@@ -32,18 +33,15 @@ use antientropy::version::{Record, VersionDigest};
 use bytes::{BufMut, Bytes, BytesMut};
 use client::{
     wire::{
-        Element, Field, Malformed, decode_reply, decode_request, encode_reply, encode_request, put_count,
-        put_serde, take_count, take_serde,
+        Element, Field, Malformed, decode_reply, decode_request, encode_reply, encode_request, put_serde,
+        take_serde,
     },
     wire_fields, wire_newtypes, wire_variants,
 };
 
 use super::DecodeError;
 use crate::{
-    message::{
-        MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind, ReadPurpose, Recovery, StartId,
-        Tag,
-    },
+    message::{MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind, Recovery, StartId, Tag},
     storage::{ObjectKey, Sequence},
 };
 
@@ -57,12 +55,13 @@ const MERGE: u8 = 7;
 const MERGED: u8 = 8;
 const READ: u8 = 9;
 const ANSWER: u8 = 10;
-const TREE: u8 = 11;
-const STRETCH: u8 = 12;
+const EXCHANGE: u8 = 11;
+const EXCHANGE_ANSWER: u8 = 12;
 const DECLINED: u8 = 13;
 const AGREEMENT: u8 = 14;
 const HINT_OFFER: u8 = 15;
 const HINT_GRANT: u8 = 16;
+const IN_SYNC: u8 = 17;
 
 const DATA: u8 = 1;
 const DIGEST: u8 = 2;
@@ -95,17 +94,10 @@ wire_variants!(MergeRefusal, "refusal of a merge", {
     5 => StorageFailed,
 });
 wire_variants!(ReadKind, "kind of read", { 1 => Data, 2 => Digest });
-wire_variants!(ReadPurpose, "purpose of a read", {
-    1 => Count { n, durable },
-    2 => Repair,
-});
 
 impl Element for StartId {
     const BYTES_MIN: usize = 8;
 }
-
-/// The shortest entry of a stretch: the length of a name, a name without a key, which will be refused, and a digest.
-const ENTRY_BYTES_MIN: usize = 4 + 12 + 16;
 
 /// The byte that says what a message is.
 pub(super) fn kind(message: &Message) -> u8 {
@@ -120,12 +112,13 @@ pub(super) fn kind(message: &Message) -> u8 {
         Message::Merged { .. } => MERGED,
         Message::Read { .. } => READ,
         Message::Answer { .. } => ANSWER,
-        Message::Tree { .. } => TREE,
-        Message::Stretch { .. } => STRETCH,
+        Message::Exchange { .. } => EXCHANGE,
+        Message::ExchangeAnswer { .. } => EXCHANGE_ANSWER,
         Message::Declined { .. } => DECLINED,
         Message::Agreement(_) => AGREEMENT,
         Message::HintOffer { .. } => HINT_OFFER,
         Message::HintGrant { .. } => HINT_GRANT,
+        Message::InSync { .. } => IN_SYNC,
     }
 }
 
@@ -164,34 +157,32 @@ pub(super) fn put(message: &Message, out: &mut BytesMut) {
             tag.put_to(out);
             outcome.put_to(out);
         }
-        Message::Read { tag, object, kind, purpose } => {
+        Message::Read { tag, object, kind, n, durable } => {
             tag.put_to(out);
             object.encoded().put_to(out);
             kind.put_to(out);
-            purpose.put_to(out);
+            n.put_to(out);
+            durable.put_to(out);
         }
         Message::Answer { tag, answer } => {
             tag.put_to(out);
             put_answer(answer, out);
         }
-        Message::Tree { tag, keyspace, partition, after } => {
+        Message::Exchange { tag, question } => {
             tag.put_to(out);
-            keyspace.put_to(out);
-            partition.put_to(out);
-            after.put_to(out);
+            question.put_to(out);
         }
-        Message::Stretch { tag, entries, until } => {
+        Message::ExchangeAnswer { tag, answer } => {
             tag.put_to(out);
-            until.put_to(out);
-            put_count(entries.len(), out);
-            for (object, digest) in entries {
-                object.encoded().put_to(out);
-                out.put_slice(&digest.0);
-            }
+            answer.put_to(out);
         }
         Message::Declined { tag } => tag.put_to(out),
         Message::HintOffer { waiting } => waiting.put_to(out),
         Message::HintGrant { merges } => merges.put_to(out),
+        Message::InSync { begun, differed } => {
+            begun.put_to(out);
+            differed.put_to(out);
+        }
         Message::Agreement(agreement) => put_serde(&**agreement, out),
     }
 }
@@ -230,23 +221,18 @@ pub(super) fn take(kind: u8, input: &mut Bytes) -> Result<Message, DecodeError> 
             tag: Field::take_from(input)?,
             object: take_object(input)?,
             kind: Field::take_from(input)?,
-            purpose: Field::take_from(input)?,
+            n: Field::take_from(input)?,
+            durable: Field::take_from(input)?,
         },
         ANSWER => Message::Answer { tag: Field::take_from(input)?, answer: take_answer(input)? },
-        TREE => Message::Tree {
-            tag: Field::take_from(input)?,
-            keyspace: Field::take_from(input)?,
-            partition: Field::take_from(input)?,
-            after: Field::take_from(input)?,
-        },
-        STRETCH => Message::Stretch {
-            tag: Field::take_from(input)?,
-            until: Field::take_from(input)?,
-            entries: take_entries(input)?,
-        },
+        EXCHANGE => Message::Exchange { tag: Field::take_from(input)?, question: Field::take_from(input)? },
+        EXCHANGE_ANSWER => {
+            Message::ExchangeAnswer { tag: Field::take_from(input)?, answer: Field::take_from(input)? }
+        }
         DECLINED => Message::Declined { tag: Field::take_from(input)? },
         HINT_OFFER => Message::HintOffer { waiting: Field::take_from(input)? },
         HINT_GRANT => Message::HintGrant { merges: Field::take_from(input)? },
+        IN_SYNC => Message::InSync { begun: Field::take_from(input)?, differed: Field::take_from(input)? },
         AGREEMENT => Message::Agreement(Box::new(take_serde(input)?)),
         unknown => return Err(Malformed::UnknownKind(unknown).into()),
     })
@@ -281,20 +267,6 @@ fn take_answer(input: &mut Bytes) -> Result<ReadAnswer, DecodeError> {
         NOT_OWNER => ReadAnswer::NotOwner,
         value => return Err(Malformed::UnknownValue { of: "answer", value }.into()),
     })
-}
-
-/// The entries of a stretch, in the order that whoever compares them relies on.
-fn take_entries(input: &mut Bytes) -> Result<Vec<(ObjectKey, VersionDigest)>, DecodeError> {
-    let count = take_count(input, ENTRY_BYTES_MIN)?;
-    let mut entries: Vec<(ObjectKey, VersionDigest)> = Vec::with_capacity(count);
-    for _ in 0..count {
-        let object = take_object(input)?;
-        if entries.last().is_some_and(|(last, _)| *last >= object) {
-            return Err(DecodeError::StretchOutOfOrder);
-        }
-        entries.push((object, take_digest(input)?));
-    }
-    Ok(entries)
 }
 
 /// A name, which has to be an object's.

@@ -53,9 +53,6 @@ pub enum DecodeError {
     /// such a name would never be found again.
     #[error("a frame with a name that is no object's")]
     NotAnObject,
-    /// A stretch whose entries are not strictly ascending. Whoever compares it would take what it missed for lost.
-    #[error("a frame with a stretch out of order")]
-    StretchOutOfOrder,
 }
 
 impl Envelope {

@@ -1,0 +1,239 @@
+//! What this node holds, as an exchange with a peer sees it: the records and trees that both are to keep.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use antientropy::{
+    exchange::{Object, Replica, Span, Stretch, TreeId, TreeKind},
+    hash_tree::{Element, HashTree},
+    version::{CopyCount, Dot, Record, UnixMillis},
+};
+use ring::{ClusterDocument, Durability, KeyspaceId, NodeId, PartitionId, Token};
+
+use crate::{
+    local::Local,
+    message::MergePath,
+    placement::Owners,
+    planted::PlantedBug,
+    storage::{ObjectKey, ReadError, Store},
+};
+
+/// See the module's documentation.
+pub(super) struct Facing<'a, S> {
+    local: &'a mut Local<S>,
+    document: Arc<ClusterDocument>,
+    peer: NodeId,
+    /// The partitions of which both have copies, in ascending order.
+    shared: &'a [PartitionId],
+    /// Whether the peer leads.
+    follows: bool,
+}
+
+/// Why an exchange cannot go on.
+#[derive(Debug)]
+pub(super) enum FacingError {
+    /// Something cannot be read.
+    Read,
+    /// A record cannot be taken.
+    Refused,
+}
+
+impl From<ReadError> for FacingError {
+    fn from(_: ReadError) -> FacingError {
+        FacingError::Read
+    }
+}
+
+impl<'a, S: Store> Facing<'a, S> {
+    /// For an exchange that this node leads; none without a document.
+    pub(super) fn leading(
+        local: &'a mut Local<S>,
+        peer: NodeId,
+        shared: &'a [PartitionId],
+    ) -> Option<Facing<'a, S>> {
+        Facing::new(local, peer, shared, false)
+    }
+
+    /// For one that the peer leads; none without a document.
+    pub(super) fn following(
+        local: &'a mut Local<S>,
+        peer: NodeId,
+        shared: &'a [PartitionId],
+    ) -> Option<Facing<'a, S>> {
+        Facing::new(local, peer, shared, true)
+    }
+
+    fn new(
+        local: &'a mut Local<S>,
+        peer: NodeId,
+        shared: &'a [PartitionId],
+        follows: bool,
+    ) -> Option<Facing<'a, S>> {
+        let document = local.document.clone()?;
+        Some(Facing { local, document, peer, shared, follows })
+    }
+
+    /// Whether both are to keep a record of so many copies.
+    fn both_keep(&self, keyspace: KeyspaceId, partition: PartitionId, copies: CopyCount) -> bool {
+        let keepers = Owners::keepers(&self.document, keyspace, partition, copies);
+        keepers.is_some_and(|keepers| keepers.contains(self.local.node) && keepers.contains(self.peer))
+    }
+
+    /// Whether a planted bug has a record passed over.
+    fn is_passed_over(&mut self, name: &ObjectKey, partition: PartitionId, record: &Record) -> bool {
+        match self.local.planted {
+            Some(PlantedBug::ExchangeOnlyPulls) => self.follows,
+            Some(PlantedBug::ContextOnlySkipped) => {
+                let dots = |record: &Record| {
+                    let live = record.live(UnixMillis(0)).into_iter();
+                    live.map(|(dot, _)| dot).collect::<BTreeSet<Dot>>()
+                };
+                let held = self.local.held(name, partition).ok().flatten();
+                held.is_some_and(|held| dots(&held) == dots(record))
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// The objects in a span that both are to keep, in order, until `visit` has enough of them. The first stretch has
+    /// so many.
+    fn each(
+        &mut self,
+        keyspace: KeyspaceId,
+        span: Span,
+        mut limit: usize,
+        mut visit: impl FnMut(ObjectKey, Arc<Record>) -> bool,
+    ) -> Result<(), ReadError> {
+        let partitions = self.document.partitions;
+        let (first, last) = (partitions.of(span.first), partitions.of(span.last));
+        let from = self.shared.partition_point(|partition| *partition < first);
+        for partition in self.shared[from..].iter().take_while(|partition| **partition <= last) {
+            let tokens = partitions.range(*partition);
+            let first = span.first.max(Token(*tokens.start()));
+            let last = span.last.min(Token(*tokens.end()));
+            let (mut after, end) = ObjectKey::span(keyspace, first, last);
+            loop {
+                let scanned = self.local.scan(*partition, &after, &end, limit)?;
+                limit = self.local.settings.scan_stretch_keys;
+                for (object, record) in scanned.records {
+                    if self.both_keep(keyspace, *partition, record.copies()) && !visit(object, record) {
+                        return Ok(());
+                    }
+                }
+                match scanned.until {
+                    Some(until) => after = until,
+                    None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a record is to be kept at least so many times.
+fn includes(record: &Record, copies: CopyCount) -> bool {
+    record.copies().join(copies) == record.copies()
+}
+
+impl<S: Store> Replica for Facing<'_, S> {
+    type Error = FacingError;
+
+    fn partition_bits(&self) -> u8 {
+        self.document.partitions.bits()
+    }
+
+    fn kinds(&self) -> Vec<TreeKind> {
+        let mut kinds = BTreeSet::new();
+        for partition in self.shared {
+            let trees = self.local.replica.trees.of(*partition).into_iter().flatten();
+            for (kind, _) in trees.filter(|(_, tree)| !tree.is_empty()) {
+                if !kinds.contains(kind) && self.both_keep(kind.keyspace, *partition, kind.copies) {
+                    kinds.insert(*kind);
+                }
+            }
+        }
+        kinds.into_iter().collect()
+    }
+
+    fn partitions(&self, kind: TreeKind) -> Vec<PartitionId> {
+        let shared = self.shared.iter().copied();
+        shared.filter(|partition| self.both_keep(kind.keyspace, *partition, kind.copies)).collect()
+    }
+
+    fn unbuilt(&self) -> Vec<PartitionId> {
+        let shared = self.shared.iter().copied();
+        shared.filter(|partition| self.local.replica.trees.of(*partition).is_none()).collect()
+    }
+
+    fn tree(&self, tree: TreeId) -> Option<&HashTree> {
+        self.local.replica.trees.of(tree.partition)?.get(&tree.kind)
+    }
+
+    fn element(&self, _: KeyspaceId, object: &Object) -> Element {
+        let key = self.local.replica.trees.key();
+        Element::new(key, Token::of_key(&object.key), object.record.digest())
+    }
+
+    fn elements(
+        &mut self,
+        tree: TreeId,
+        span: Span,
+        limit: usize,
+    ) -> Result<Option<Vec<Element>>, FacingError> {
+        let key = *self.local.replica.trees.key();
+        let (mut elements, mut is_over) = (Vec::new(), false);
+        let stretch = self.local.settings.scan_stretch_keys;
+        self.each(tree.kind.keyspace, span, stretch, |object, record| {
+            if includes(&record, tree.kind.copies) {
+                is_over = elements.len() >= limit;
+                elements.push(Element::new(&key, object.token(), record.digest()));
+            }
+            !is_over
+        })?;
+        Ok((!is_over).then_some(elements))
+    }
+
+    fn objects(
+        &mut self,
+        keyspace: KeyspaceId,
+        copies: Option<CopyCount>,
+        span: Span,
+        bytes_max: usize,
+    ) -> Result<Stretch, FacingError> {
+        let mut stretch = Stretch::default();
+        let (mut bytes, mut last) = (0_usize, None);
+        // Most spans are a single position's.
+        self.each(keyspace, span, 2, |name, record| {
+            if !copies.is_none_or(|copies| includes(&record, copies)) {
+                return true;
+            }
+            let (token, object) = (name.token(), Object { key: name.key(), record });
+            bytes += object.encoded_len();
+            if bytes > bytes_max && last.is_some_and(|last| last != token) {
+                stretch.rest = Some(token);
+                return false;
+            }
+            last = Some(token);
+            stretch.objects.push(object);
+            true
+        })?;
+        Ok(stretch)
+    }
+
+    fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, FacingError> {
+        if object.key.is_empty() {
+            return Err(FacingError::Refused);
+        }
+        let name = ObjectKey::new(keyspace, &object.key);
+        let partition = name.partition(self.document.partitions);
+        if self.is_passed_over(&name, partition, &object.record) {
+            return Ok(true);
+        }
+        let is_filling = self.local.copies.generation(partition).is_some();
+        let path = if is_filling { MergePath::Movement } else { MergePath::AntiEntropy };
+        self.local.merge(&name, &object.record, Durability::Disk, path).map_err(|_| FacingError::Refused)?;
+        match self.local.held(&name, partition) {
+            Ok(held) => Ok(held.is_some_and(|held| held.digest() == object.record.digest())),
+            Err(_) => Err(FacingError::Read),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Exchanges between nodes: a node and a peer bring to each other what differs in all that both are to keep.
+//!
+//! What is asked and answered is [`antientropy::exchange`]'s; here is who asks whom and when, and what may be concluded. An
+//! answer is given, and an exchange is complete, only when everything is synced that was held at that time. A filling copy
+//! that has completed an exchange with every other copy becomes whole. Whole copies are compared every few seconds, the node
+//! with the lower id leading.
+
+mod facing;
+mod schedule;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use antientropy::exchange::{Exchange, Question};
+use bytes::Bytes;
+use facing::Facing;
+use rand_core::Rng;
+use ring::{NodeId, PartitionId, StoreId};
+
+use crate::{
+    coordinator::Step,
+    local::{Event, Local},
+    message::{Message, Tag},
+    storage::Store,
+    waiting::Waiting,
+};
+
+pub(crate) use schedule::{Exchanges, RETRY_AFTER};
+
+/// The number under which an exchange hears that it is synced: its questions are numbered from 1.
+const SYNC: u32 = 0;
+
+/// An exchange that this node leads.
+#[derive(Debug)]
+pub(crate) struct ExchangeOperation {
+    operation: u64,
+    peer: NodeId,
+    /// The partitions that both nodes have copies of, and for those that are filling the time of filling it serves.
+    shared: Arc<[PartitionId]>,
+    generations: BTreeMap<PartitionId, u64>,
+    begun: Duration,
+    exchange: Exchange,
+    /// Questions that wait until this node's disk has caught up.
+    held_back: Vec<Question>,
+    stage: Stage,
+    timer: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Asking and merging.
+    Moving,
+    /// Waiting for this node's disk before it asks for more.
+    CatchingUp,
+    /// Everything is here, and not synced.
+    Syncing,
+    Complete,
+}
+
+impl ExchangeOperation {
+    /// Begins to compare what a peer and this node share. None without a document.
+    fn start<S: Store>(
+        local: &mut Local<S>,
+        peer: NodeId,
+        shared: &Arc<[PartitionId]>,
+    ) -> Option<ExchangeOperation> {
+        let generation = |partition: &PartitionId| Some((*partition, local.copies.generation(*partition)?));
+        let generations = shared.iter().filter_map(generation).collect();
+        let salt = local.rng.next_u64();
+        let (exchange, question) = Exchange::begin(&Facing::leading(local, peer, shared)?, salt);
+        let operation = local.numbers.take();
+        let (begun, shared) = (local.now.monotonic, Arc::clone(shared));
+        let timer = begun + local.settings.exchange_silent_after;
+        local.timers.insert((timer, operation));
+        let (held_back, stage) = (vec![question], Stage::Moving);
+        let mut started = ExchangeOperation {
+            operation,
+            peer,
+            shared,
+            generations,
+            begun,
+            exchange,
+            held_back,
+            stage,
+            timer,
+        };
+        started.ask(local);
+        Some(started)
+    }
+
+    /// Its number.
+    pub(crate) fn operation(&self) -> u64 {
+        self.operation
+    }
+
+    /// Something was answered, or is synced.
+    pub(crate) fn on_event<S: Store>(&mut self, local: &mut Local<S>, question: u32, event: Event) -> Step {
+        let goes_on = match event {
+            Event::ExchangeAnswered { store, answer } => self.answered(local, question, store, answer),
+            Event::Synced if question == SYNC => {
+                self.stage = match self.stage {
+                    Stage::Syncing => Stage::Complete,
+                    _ => Stage::Moving,
+                };
+                true
+            }
+            _ => false,
+        };
+        if !goes_on {
+            return self.end(local);
+        }
+        local.timers.remove(&(self.timer, self.operation));
+        self.timer = local.now.monotonic + local.settings.exchange_silent_after;
+        local.timers.insert((self.timer, self.operation));
+        self.advance(local)
+    }
+
+    fn answered<S: Store>(
+        &mut self,
+        local: &mut Local<S>,
+        question: u32,
+        store: StoreId,
+        answer: Bytes,
+    ) -> bool {
+        // A store that the document does not record is not the copy that has to be heard.
+        if local.recorded_store(self.peer) != Some(store) {
+            return false;
+        }
+        let Some(mut facing) = Facing::leading(local, self.peer, &self.shared) else { return false };
+        match self.exchange.answered(&mut facing, question, answer) {
+            Ok(questions) => {
+                self.held_back.extend(questions);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Asks what is to be asked, or waits for this node's disk.
+    fn advance<S: Store>(&mut self, local: &mut Local<S>) -> Step {
+        match self.stage {
+            Stage::CatchingUp | Stage::Syncing => Step::Continue,
+            Stage::Complete => self.end(local),
+            Stage::Moving if !self.held_back.is_empty() => {
+                if local.replica.unsynced_bytes() > local.settings.exchange_unsynced_max {
+                    self.wait(local, Stage::CatchingUp)
+                } else {
+                    self.ask(local);
+                    Step::Continue
+                }
+            }
+            Stage::Moving if self.exchange.is_complete() => self.wait(local, Stage::Syncing),
+            Stage::Moving => Step::Continue,
+        }
+    }
+
+    /// Waits until what is held now is synced.
+    fn wait<S: Store>(&mut self, local: &mut Local<S>, stage: Stage) -> Step {
+        self.stage = stage;
+        let tag = Tag { operation: self.operation, question: SYNC };
+        let pending = local.replica.pending_any();
+        local.when_synced(pending, Waiting::Event { tag, event: Event::Synced });
+        Step::Continue
+    }
+
+    fn ask<S: Store>(&mut self, local: &mut Local<S>) {
+        for Question { number, message } in self.held_back.drain(..) {
+            let tag = Tag { operation: self.operation, question: number };
+            local.send(self.peer, Message::Exchange { tag, question: message });
+        }
+    }
+
+    /// Nothing was answered for too long.
+    pub(crate) fn on_timer<S: Store>(&mut self, local: &mut Local<S>) -> Step {
+        if local.now.monotonic < self.timer { Step::Continue } else { self.end(local) }
+    }
+
+    /// Ends, complete or not.
+    pub(crate) fn end<S: Store>(&mut self, local: &mut Local<S>) -> Step {
+        local.timers.remove(&(self.timer, self.operation));
+        Step::Done
+    }
+
+    fn is_complete(&self) -> bool {
+        self.stage == Stage::Complete
+    }
+}

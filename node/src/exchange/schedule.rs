@@ -1,0 +1,274 @@
+//! With whom an exchange is due, and when; and the answers to those that peers lead.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use antientropy::{exchange::Follower, version::UnixMillis};
+use bytes::Bytes;
+use rand_core::Rng;
+use ring::{NodeId, PartitionId, StoreId};
+
+use super::{ExchangeOperation, facing::Facing};
+use crate::{
+    lag::PeerSync,
+    local::Local,
+    message::{Message, Tag},
+    settings::Settings,
+    storage::Store,
+    waiting::Waiting,
+};
+
+/// How long after an exchange that was given up the next is tried.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// Exchanges with all peers.
+pub(crate) struct Exchanges {
+    peers: BTreeMap<NodeId, Peer>,
+    running: usize,
+}
+
+/// Exchanges with a peer.
+struct Peer {
+    /// Its recorded store.
+    store: Option<StoreId>,
+    /// The partitions that both nodes have copies of.
+    shared: Arc<[PartitionId]>,
+    /// When the next is due.
+    at: Duration,
+    is_running: bool,
+    /// Whether there is a reason for one, whoever usually leads.
+    is_wanted: bool,
+    synced: Synced,
+    /// What is remembered of the one that the peer leads, and when it last asked.
+    follower: Option<(Follower, Duration)>,
+}
+
+/// How far both nodes are known to be in sync.
+#[derive(Clone, Copy)]
+struct Synced {
+    /// When the last exchange began that found or made everything equal; if there was none, since when one is missing.
+    since: Duration,
+    is_known: bool,
+    /// In how many partitions it found differences.
+    differed: u32,
+}
+
+impl Synced {
+    /// There was no exchange yet since something may have been lost.
+    fn never(now: Duration) -> Synced {
+        Synced { since: now, is_known: false, differed: 0 }
+    }
+}
+
+impl Exchanges {
+    /// None.
+    pub(crate) fn new() -> Exchanges {
+        Exchanges { peers: BTreeMap::new(), running: 0 }
+    }
+
+    /// There is a new document. Exchanges are due at once with new peers; with others they stay due when they were.
+    pub(crate) fn plan<S: Store>(&mut self, local: &Local<S>) {
+        let mut shared: BTreeMap<NodeId, Vec<PartitionId>> = BTreeMap::new();
+        for (partition, sharers) in &local.sharers {
+            // Owners of several datacenters may come more than once in no list.
+            sharers.iter().for_each(|peer| shared.entry(*peer).or_default().push(*partition));
+        }
+        let mut before = std::mem::take(&mut self.peers);
+        for (peer, mut partitions) in shared {
+            partitions.dedup();
+            let shared = Arc::from(partitions);
+            let store = local.recorded_store(peer);
+            let planned = match before.remove(&peer) {
+                // What was agreed with it was about other partitions, perhaps.
+                Some(known) if known.store == store => Peer { shared, follower: None, ..known },
+                // What another store of it had is no matter.
+                Some(known) => {
+                    let synced = Synced::never(local.now.monotonic);
+                    Peer { store, shared, synced, follower: None, ..known }
+                }
+                None => Peer {
+                    store,
+                    shared,
+                    at: local.now.monotonic,
+                    is_running: false,
+                    is_wanted: false,
+                    synced: Synced::never(local.now.monotonic),
+                    follower: None,
+                },
+            };
+            self.peers.insert(peer, planned);
+        }
+        // Whoever is no peer any more ends what runs with it: all exchanges end with a new document.
+        self.running -= before.values().filter(|peer| peer.is_running).count();
+    }
+
+    /// Starts what is due, as far as there is room.
+    pub(crate) fn start_due<S: Store>(&mut self, local: &mut Local<S>) -> Vec<ExchangeOperation> {
+        let now = local.now.monotonic;
+        for (partition, delay) in std::mem::take(&mut local.to_fill) {
+            for peer in local.sharers.get(&partition).into_iter().flatten() {
+                if let Some(peer) = self.peers.get_mut(peer) {
+                    peer.at = peer.at.min(now + delay);
+                    if peer.synced.is_known {
+                        peer.synced = Synced::never(now);
+                    }
+                }
+            }
+        }
+        for peer in std::mem::take(&mut local.to_compare) {
+            if let Some(peer) = self.peers.get_mut(&peer) {
+                peer.is_wanted = true;
+                peer.at = peer.at.min(now);
+            }
+        }
+        let mut started = Vec::new();
+        while self.running < local.settings.exchanges_max {
+            let due = self.peers.iter_mut().filter(|(_, peer)| !peer.is_running && peer.at <= now);
+            let Some((&node, peer)) = due.min_by_key(|(_, peer)| peer.at) else { break };
+            let mut lacks = false;
+            for partition in peer.shared.iter().copied() {
+                if local.copies.lacks_exchange(partition, node) {
+                    lacks = true;
+                } else if local.copies.generation(partition).is_some() {
+                    // Its mark may have been in a batch that was refused.
+                    local.become_whole(partition);
+                }
+            }
+            peer.follower.take_if(|(_, asked)| *asked + 2 * local.settings.exchange_silent_after < now);
+            let leads = lacks || peer.is_wanted || local.node < node;
+            let is_up = leads && local.is_up(node);
+            let exchange = if is_up { ExchangeOperation::start(local, node, &peer.shared) } else { None };
+            match exchange {
+                Some(exchange) => {
+                    peer.is_running = true;
+                    peer.is_wanted = false;
+                    self.running += 1;
+                    started.push(exchange);
+                }
+                None => {
+                    let wait = if leads { RETRY_AFTER } else { local.settings.exchange_interval };
+                    peer.at = now + jittered(local, wait);
+                }
+            }
+        }
+        started
+    }
+
+    /// An exchange ended.
+    pub(crate) fn ended<S: Store>(&mut self, local: &mut Local<S>, ended: &ExchangeOperation) {
+        let report = ended.exchange.report();
+        local.counters.exchange_bytes += report.bytes;
+        local.counters.exchange_payload_bytes += report.payload_bytes;
+        local.counters.exchange_differences += report.updated + report.missing;
+        let left_out: BTreeSet<PartitionId> = ended.exchange.left_out().iter().copied().collect();
+        if ended.is_complete() {
+            local.counters.exchanges_completed += 1;
+            local.counters.exchanges_equal += u64::from(report.messages == 1);
+            let taken = local.now.monotonic.saturating_sub(ended.begun);
+            local.counters.exchange_durations.add(u64::try_from(taken.as_millis()).unwrap_or(u64::MAX));
+            for (partition, generation) in &ended.generations {
+                let sharers = local.sharers.get(partition).cloned().unwrap_or_default();
+                if !left_out.contains(partition)
+                    && local.copies.exchanged(*partition, *generation, ended.peer, &sharers)
+                {
+                    local.become_whole(*partition);
+                }
+            }
+        } else {
+            local.counters.exchanges_abandoned += 1;
+        }
+        let Some(peer) = self.peers.get_mut(&ended.peer).filter(|peer| peer.is_running) else { return };
+        self.running -= 1;
+        peer.is_running = false;
+        let is_all = ended.is_complete() && left_out.is_empty();
+        if is_all {
+            let differed = u32::try_from(ended.exchange.differing()).unwrap_or(u32::MAX);
+            peer.in_sync(local, ended.peer, ended.begun, differed);
+            let begun = local.now.monotonic.saturating_sub(ended.begun);
+            local.send(ended.peer, Message::InSync { begun, differed });
+        }
+        let lacks =
+            || peer.shared.iter().any(|partition| local.copies.lacks_exchange(*partition, ended.peer));
+        let wait = match is_all {
+            true if peer.is_wanted || lacks() => Duration::ZERO,
+            true => local.settings.exchange_interval,
+            false => RETRY_AFTER,
+        };
+        peer.at = local.now.monotonic + jittered(local, wait);
+    }
+
+    /// When something is due next.
+    pub(crate) fn next_due(&self, settings: &Settings) -> Option<Duration> {
+        let has_room = self.running < settings.exchanges_max;
+        let idle = self.peers.values().filter(|peer| has_room && !peer.is_running);
+        idle.map(|peer| peer.at).min()
+    }
+
+    /// A peer has completed an exchange that began so long ago.
+    pub(crate) fn in_sync_with<S: Store>(
+        &mut self,
+        local: &mut Local<S>,
+        from: NodeId,
+        store: StoreId,
+        begun: Duration,
+        differed: u32,
+    ) {
+        let is_recorded = local.recorded_store(from) == Some(store);
+        if let Some(peer) = self.peers.get_mut(&from).filter(|_| is_recorded) {
+            // One that is on its way may have been overtaken by the loss of something here.
+            let at = local.now.monotonic.saturating_sub(begun);
+            if peer.synced.is_known || at >= peer.synced.since {
+                peer.in_sync(local, from, at, differed);
+            }
+        }
+    }
+
+    /// How far this node and each peer with which it shares something are in sync.
+    pub(crate) fn in_sync(&self, now: Duration) -> impl Iterator<Item = PeerSync> {
+        self.peers.iter().map(move |(&peer, Peer { synced, .. })| PeerSync {
+            peer,
+            age: now.saturating_sub(synced.since),
+            is_known: synced.is_known,
+            differed: synced.differed,
+        })
+    }
+
+    /// Answers a peer that leads an exchange, once everything is synced that the answer is about.
+    pub(crate) fn answer<S: Store>(&mut self, local: &mut Local<S>, from: NodeId, tag: Tag, question: Bytes) {
+        let now = local.now.monotonic;
+        let answer = self.peers.get_mut(&from).and_then(|peer| {
+            let mut facing = Facing::following(local, from, &peer.shared)?;
+            let (follower, asked) = peer.follower.get_or_insert_with(|| (Follower::new(), now));
+            *asked = now;
+            follower.answer(&mut facing, question).ok()
+        });
+        match answer {
+            Some(answer) => {
+                let message = Message::ExchangeAnswer { tag, answer };
+                let pending = local.replica.pending_any();
+                local.when_synced(pending, Waiting::Message { to: from, message });
+            }
+            None => local.send(from, Message::Declined { tag }),
+        }
+    }
+}
+
+impl Peer {
+    /// All was equal that was there at this time.
+    fn in_sync<S: Store>(&mut self, local: &mut Local<S>, node: NodeId, begun: Duration, differed: u32) {
+        let since = if self.synced.is_known { begun.max(self.synced.since) } else { begun };
+        self.synced = Synced { since, is_known: true, differed };
+        let ago = local.now.monotonic.saturating_sub(begun).as_millis();
+        let wall = local.now.wall.0.saturating_sub(u64::try_from(ago).unwrap_or(u64::MAX));
+        local.lag.in_sync(node, begun, UnixMillis(wall));
+    }
+}
+
+/// So long, and up to a quarter more.
+fn jittered<S: Store>(local: &mut Local<S>, wait: Duration) -> Duration {
+    let quarter = u64::try_from(wait.as_nanos() / 4).unwrap_or(u64::MAX).max(1);
+    wait + Duration::from_nanos(local.rng.next_u64() % quarter)
+}
