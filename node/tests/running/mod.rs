@@ -10,7 +10,8 @@
 )]
 
 use std::{
-    net::{TcpListener, UdpSocket},
+    io::{Read, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -31,16 +32,28 @@ impl Running {
         Running::start(nodes, &Mode::Processes { program: PathBuf::from(env!("CARGO_BIN_EXE_quorated")) })
     }
 
+    /// Nodes in processes of their own, with these limits in their configurations.
+    pub(crate) fn processes_with(nodes: u32, limits: &str) -> Running {
+        let options = fresh_options(nodes);
+        options.prepare().unwrap();
+        for node in 1..=nodes {
+            let config = options.node_config(node);
+            let text = std::fs::read_to_string(&config).unwrap();
+            std::fs::write(config, format!("{text}\n[limits]\n{limits}")).unwrap();
+        }
+        Running::run(options, &Mode::Processes { program: PathBuf::from(env!("CARGO_BIN_EXE_quorated")) })
+    }
+
     /// Nodes in threads of the test.
     pub(crate) fn threads(nodes: u32) -> Running {
         Running::start(nodes, &Mode::Threads)
     }
 
     fn start(nodes: u32, mode: &Mode) -> Running {
-        let (base_port, http_base_port) = free_ports(u16::try_from(nodes).unwrap());
-        let directory = crate::settings::fresh_path();
-        let datacenters = vec!["local".to_owned()];
-        let options = DevOptions { nodes, directory, base_port, http_base_port, datacenters, fresh: false };
+        Running::run(fresh_options(nodes), mode)
+    }
+
+    fn run(options: DevOptions, mode: &Mode) -> Running {
         let cluster = match DevCluster::start(options.clone(), mode, || false) {
             Ok(cluster) => cluster,
             Err(error) => {
@@ -73,6 +86,16 @@ impl Running {
         Client::connect(self.client_config()).await.unwrap()
     }
 
+    /// A metric of a node, by its name with its labels; none if the node does not say.
+    pub(crate) fn metric(&self, node: u32, name: &str) -> Option<f64> {
+        let to = ("127.0.0.1", self.options.http_port(node));
+        let mut stream = TcpStream::connect(to).ok()?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
     /// The process of a node.
     pub(crate) fn pid(&self, node: u32) -> u32 {
         let text = std::fs::read_to_string(self.options.node_directory(node).join("pid")).unwrap();
@@ -83,6 +106,14 @@ impl Running {
     pub(crate) fn kill(&self, node: u32) {
         signal(self.pid(node), "-9");
     }
+}
+
+/// Of a cluster that does not exist yet.
+fn fresh_options(nodes: u32) -> DevOptions {
+    let (base_port, http_base_port) = free_ports(u16::try_from(nodes).unwrap());
+    let directory = crate::settings::fresh_path();
+    let datacenters = vec!["local".to_owned()];
+    DevOptions { nodes, directory, base_port, http_base_port, datacenters, fresh: false }
 }
 
 impl Drop for Running {

@@ -1,0 +1,268 @@
+//! A node that was away, or whose disk was wiped, has everything again soon after its return, by exchanges alone: nobody
+//! keeps hints for it.
+//!
+//! Five processes; while one is down a tenth of the keys are overwritten and a hundredth are deleted. Then it comes back, and
+//! the time is taken until every other node has completed an exchange with it; then every key is read from all its replicas,
+//! which have to agree. Twenty thousand keys by default; the figures are those of `QUORATE_CONVERGENCE_KEYS=1000000 cargo test
+//! --release -p quorate-node --test convergence -- --nocapture --test-threads 1`.
+
+// Tests of running programs deal with the world.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr, clippy::unwrap_used)]
+
+mod running;
+mod settings;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use client::{Client, Context, KeyspaceHandle, Level, ReadRepair};
+use running::{ByHand, Running, eventually};
+use settings::number_from;
+use tokio::task::LocalSet;
+
+const NODES: u32 = 5;
+/// The node that is away.
+const AWAY: u32 = 5;
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests at once.
+const WORKERS: u64 = 64;
+/// Requests a second of the load that goes on meanwhile.
+const RATE: u32 = 400;
+
+fn key(number: u64) -> String {
+    format!("key-{number:012}")
+}
+
+/// A value of a hundred bytes.
+fn value(number: u64, round: u32) -> String {
+    format!("{number:050}{round:050}")
+}
+
+/// Does something for each of so many numbers, some at once.
+async fn each<F: Future<Output = ()> + 'static>(
+    numbers: std::ops::Range<u64>,
+    act: impl Fn(u64) -> F + 'static,
+) {
+    let (next, act) = (Rc::new(Cell::new(numbers.start)), Rc::new(act));
+    let worker = |_| {
+        let (next, act) = (Rc::clone(&next), Rc::clone(&act));
+        tokio::task::spawn_local(async move {
+            while next.get() < numbers.end {
+                let number = next.get();
+                next.set(number + 1);
+                act(number).await;
+            }
+        })
+    };
+    for worker in (0..WORKERS).map(worker).collect::<Vec<_>>() {
+        worker.await.unwrap();
+    }
+}
+
+/// What exchanges have cost and done, over all nodes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cost {
+    payload: f64,
+    finding: f64,
+    differences: f64,
+    objects: f64,
+}
+
+impl Cost {
+    fn of(running: &Running) -> Cost {
+        let mut cost = Cost::default();
+        for node in 1..=NODES {
+            let metric = |name: &str| running.metric(node, name).unwrap_or_default();
+            cost.payload += metric("quorate_antientropy_exchange_bytes_total{kind=\"payload\"}");
+            cost.finding += metric("quorate_antientropy_exchange_bytes_total{kind=\"finding\"}");
+            cost.differences += metric("quorate_antientropy_exchange_differences_total");
+            for path in ["anti_entropy", "movement"] {
+                cost.objects += metric(&format!("quorate_repair_objects_total{{path=\"{path}\"}}"));
+            }
+        }
+        cost
+    }
+
+    fn since(self, before: Cost) -> Cost {
+        Cost {
+            payload: self.payload - before.payload,
+            finding: self.finding - before.finding,
+            differences: self.differences - before.differences,
+            objects: self.objects - before.objects,
+        }
+    }
+}
+
+/// Reads and writes keys of its own, steadily, until it is over: when each began and how long it took.
+async fn load(keyspace: KeyspaceHandle, is_over: Rc<Cell<bool>>) -> Vec<(Instant, Duration)> {
+    let taken = Rc::new(RefCell::new(Vec::new()));
+    let began = Instant::now();
+    let mut requests = Vec::new();
+    for number in 0.. {
+        tokio::time::sleep_until((began + Duration::from_secs(1) * number / RATE).into()).await;
+        if is_over.get() {
+            break;
+        }
+        let (keyspace, taken) = (keyspace.clone(), Rc::clone(&taken));
+        requests.push(tokio::task::spawn_local(async move {
+            let (began, key) = (Instant::now(), format!("load-{}", number / 2 % 1000));
+            if number % 2 == 0 {
+                keyspace
+                    .put(key, value(number.into(), 0))
+                    .timeout(TIMEOUT)
+                    .retry_in_doubt(true)
+                    .send()
+                    .await
+                    .unwrap();
+            } else {
+                keyspace.get(key).timeout(TIMEOUT).send().await.unwrap();
+            }
+            taken.borrow_mut().push((began, began.elapsed()));
+        }));
+    }
+    for request in requests {
+        request.await.unwrap();
+    }
+    Rc::unwrap_or_clone(taken).into_inner()
+}
+
+fn p99(taken: impl Iterator<Item = Duration>) -> Duration {
+    let mut taken: Vec<Duration> = taken.collect();
+    taken.sort_unstable();
+    taken[taken.len() * 99 / 100]
+}
+
+async fn is_formed(client: &Client, nodes: &[u32]) -> bool {
+    for node in nodes {
+        let Ok(status) = client.status(ring::NodeId(*node), TIMEOUT).await else { return false };
+        if status.copies != status.copies_whole {
+            return false;
+        }
+    }
+    true
+}
+
+async fn come_back(is_wiped: bool) {
+    let keys = number_from("QUORATE_CONVERGENCE_KEYS", 20_000_u64);
+    let running = Running::processes_with(NODES, "hints_per_peer_max = 1\n");
+    let client = running.client().await;
+    let keyspace = client.default_keyspace().unwrap();
+    let all: Vec<u32> = (1..=NODES).collect();
+    eventually("all are whole", Duration::from_secs(30), || is_formed(&client, &all)).await;
+    let (overwritten, deleted) = (keys / 10, keys / 10 + keys / 100);
+    let contexts: Rc<RefCell<BTreeMap<u64, Context>>> = Rc::default();
+    let (writer, kept) = (keyspace.clone(), Rc::clone(&contexts));
+    each(0..keys, move |number| {
+        let put = writer.put(key(number), value(number, 1)).timeout(TIMEOUT).retry_in_doubt(true).send();
+        let kept = Rc::clone(&kept);
+        async move {
+            let written = put.await.unwrap();
+            if number < overwritten {
+                kept.borrow_mut().insert(number, written.context.unwrap());
+            }
+        }
+    })
+    .await;
+
+    running.kill(AWAY);
+    let others: Vec<u32> = (1..=NODES).filter(|node| *node != AWAY).collect();
+    let writer = keyspace.clone();
+    each(0..deleted, move |number| {
+        let (context, keyspace) = (contexts.borrow_mut().remove(&number), writer.clone());
+        async move {
+            match context {
+                Some(context) => {
+                    let put = keyspace.put(key(number), value(number, 2)).context(context);
+                    put.timeout(TIMEOUT).retry_in_doubt(true).send().await.unwrap();
+                }
+                None => {
+                    keyspace.delete(key(number)).timeout(TIMEOUT).retry_in_doubt(true).send().await.unwrap();
+                }
+            }
+        }
+    })
+    .await;
+    if is_wiped {
+        std::fs::remove_dir_all(running.options.node_directory(AWAY).join("data")).unwrap();
+    }
+
+    // A steady load before and during.
+    let is_over = Rc::new(Cell::new(false));
+    let load = tokio::task::spawn_local(load(keyspace.clone(), Rc::clone(&is_over)));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let before = Cost::of(&running);
+    let returned = Instant::now();
+    let process = ByHand::run(&running.options.node_config(AWAY));
+    if is_wiped {
+        let change = Duration::from_secs(30);
+        eventually("it is readmitted", change, || async {
+            client.readmit(ring::NodeId(AWAY), change).await.is_ok()
+        })
+        .await;
+    }
+    let name = format!("quorate_antientropy_in_sync_age_seconds{{peer=\"{AWAY}\"}}");
+    eventually("all are in sync with it", Duration::from_secs(300), || async {
+        let since = returned.elapsed().as_secs_f64();
+        let is_in_sync = |node: &u32| running.metric(*node, &name).is_some_and(|age| age < since);
+        others.iter().all(is_in_sync) && is_formed(&client, &all).await
+    })
+    .await;
+    let converged = returned.elapsed();
+    is_over.set(true);
+    let taken = load.await.unwrap();
+    let cost = Cost::of(&running).since(before);
+    let calm = p99(taken.iter().filter(|(began, _)| *began < returned).map(|(_, taken)| *taken));
+    let during = p99(taken.iter().filter(|(began, _)| *began >= returned).map(|(_, taken)| *taken));
+    let bound = cost.payload + 16.0 * cost.differences;
+    eprintln!(
+        "{keys} keys, {}: in sync {converged:.1?} after the start; {} objects, {:.0} a second; {:.2} MB of payload and \
+         {:.2} MB to find {} differences, {:.2} of the bound; p99 of {RATE} requests a second {calm:.1?} before and \
+         {during:.1?} meanwhile",
+        if is_wiped { "wiped" } else { "away" },
+        cost.objects,
+        cost.objects / converged.as_secs_f64(),
+        cost.payload / 1e6,
+        cost.finding / 1e6,
+        cost.differences,
+        (cost.payload + cost.finding) / bound,
+    );
+
+    // Every replica of every key: they agree, and nothing has come back.
+    each(0..keys, move |number| {
+        let get =
+            keyspace.get(key(number)).r(Level::All).read_repair(ReadRepair::Off).timeout(TIMEOUT).send();
+        async move {
+            let found = get.await.unwrap();
+            assert!(found.freshness.agreed, "the replicas of {} differ", key(number));
+            let expected = match number {
+                number if number < overwritten => Some(value(number, 2)),
+                number if number < deleted => None,
+                number => Some(value(number, 1)),
+            };
+            let values: Vec<&[u8]> = found.values.iter().map(|value| &*value.bytes).collect();
+            assert_eq!(values, Vec::from_iter(expected.iter().map(String::as_bytes)), "{}", key(number));
+        }
+    })
+    .await;
+    client.close().await;
+    drop(process);
+}
+
+fn run(is_wiped: bool) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, come_back(is_wiped));
+}
+
+#[test]
+fn a_node_that_was_away_is_soon_in_sync() {
+    run(false);
+}
+
+#[test]
+fn a_node_whose_disk_was_wiped_is_soon_in_sync() {
+    run(true);
+}
