@@ -200,12 +200,12 @@ fn a_follower_that_forgot_ends_the_exchange_and_the_next_one_works() {
         let mut open = vec![question];
         for _ in 0..answers {
             let Some(Question { number, message }) = open.pop() else { break };
-            let answer = follower.answer(&mut there, message).unwrap();
+            let answer = follower.answer(&mut there, message, true).unwrap();
             open.extend(exchange.answered(&mut here, number, answer).unwrap());
         }
         let Some(Question { number, message }) = open.pop() else { continue };
         let mut forgetful = Follower::new();
-        let answer = forgetful.answer(&mut there, message).unwrap();
+        let answer = forgetful.answer(&mut there, message, true).unwrap();
         match exchange.answered(&mut here, number, answer) {
             Err(ExchangeError::Forgotten) | Ok(_) => {}
             Err(other) => panic!("{other}"),
@@ -300,7 +300,7 @@ proptest! {
                     }
                 }
             }
-            let answer = follower.answer(&mut there, message).unwrap();
+            let answer = follower.answer(&mut there, message, true).unwrap();
             match exchange.answered(&mut here, number, answer) {
                 Ok(next) => open.extend(next),
                 // There are records of another number of copies than before.
@@ -334,7 +334,7 @@ proptest! {
     fn nonsense_is_refused(bytes in vec(any::<u8>(), 0..200), flips in vec((any::<u16>(), 1..=255_u8), 1..4)) {
         let (mut here, mut there) = (deleted(200), deleted(300));
         let mut follower = Follower::new();
-        let _: Result<Bytes, FollowError<Infallible>> = follower.answer(&mut there, bytes.clone().into());
+        let _: Result<Bytes, FollowError<Infallible>> = follower.answer(&mut there, bytes.clone().into(), true);
         let (mut exchange, question) = Exchange::begin(&here, 1);
         let mut open = vec![question];
         let mut steps = 0;
@@ -352,7 +352,7 @@ proptest! {
                 }
                 Bytes::from(message)
             };
-            let Ok(answer) = follower.answer(&mut there, damage(message)) else { break };
+            let Ok(answer) = follower.answer(&mut there, damage(message), true) else { break };
             let Ok(next) = exchange.answered(&mut here, number, damage(answer)) else { break };
             open.extend(next);
         }

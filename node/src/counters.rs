@@ -93,6 +93,8 @@ pub struct Counters {
     pub exchanges_completed: u64,
     /// Of these, those that found everything equal at once.
     pub exchanges_equal: u64,
+    /// Exchanges that found a difference and were put off, because one of the two was busy with another.
+    pub exchanges_put_off: u64,
     /// Exchanges that were given up.
     pub exchanges_abandoned: u64,
     /// Bytes of all messages of exchanges that this node led, both ways.

@@ -216,7 +216,7 @@ impl<S: Store> Local<S> {
             | Message::Merged { .. }
             | Message::Answer { .. }
             | Message::ExchangeAnswer { .. }
-            | Message::InSync { .. }
+            | Message::ExchangeEnded { .. }
             | Message::Declined { .. }
             | Message::HintGrant { .. }
             // Whoever may not vote does not answer.

@@ -155,8 +155,10 @@ pub enum Message {
         /// For [`Exchange::answered`](antientropy::exchange::Exchange::answered).
         answer: Bytes,
     },
-    /// An exchange that the sender led is complete: all is equal that both are to keep and that was there when it began.
-    InSync {
+    /// An exchange that the sender led has ended.
+    ExchangeEnded {
+        /// Whether all is equal that both are to keep and that was there when it began.
+        is_complete: bool,
         /// How long ago that was.
         begun: Duration,
         /// In how many partitions it found differences.

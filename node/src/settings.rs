@@ -144,7 +144,7 @@ impl Settings {
             hints_granted_max: 512,
             hint_age_max: Duration::from_secs(3 * 3600),
             exchange_interval: Duration::from_secs(5),
-            exchanges_max: 2,
+            exchanges_max: 4,
             exchange_unsynced_max: 1 << 20,
             scan_stretch_keys: 64,
             scrub_interval: Duration::from_secs(7 * 86_400),

@@ -206,7 +206,8 @@ fn message() -> impl Strategy<Value = Message> {
         read(),
         (tag(), answer()).prop_map(|(tag, answer)| Message::Answer { tag, answer }),
         exchange(),
-        (any::<u32>(), any::<u32>()).prop_map(|(begun_ms, differed)| Message::InSync {
+        any::<(bool, u32, u32)>().prop_map(|(is_complete, begun_ms, differed)| Message::ExchangeEnded {
+            is_complete,
             begun: Duration::from_millis(begun_ms.into()),
             differed,
         }),

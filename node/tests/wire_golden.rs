@@ -264,7 +264,8 @@ fn reads_are_pinned() {
 fn the_messages_of_exchanges_are_pinned() {
     pin(Message::Exchange { tag: TAG, question: "ab".into() }, "0b", &[TAG_HEX, "00000002 6162"]);
     pin(Message::ExchangeAnswer { tag: TAG, answer: "ab".into() }, "0c", &[TAG_HEX, "00000002 6162"]);
-    let in_sync = Message::InSync { begun: Duration::from_nanos(258), differed: 3 };
-    pin(in_sync, "11", &["0000000000000102 00000003"]);
+    let begun = Duration::from_nanos(258);
+    let ended = Message::ExchangeEnded { is_complete: true, begun, differed: 3 };
+    pin(ended, "11", &["01 0000000000000102 00000003"]);
     pin(Message::Declined { tag: TAG }, "0d", &[TAG_HEX]);
 }

@@ -40,6 +40,7 @@ impl Counts {
             ("node: copies made whole", counters.copies_made_whole),
             ("node: exchanges completed", counters.exchanges_completed),
             ("node: exchanges that found all equal", counters.exchanges_equal),
+            ("node: exchanges put off", counters.exchanges_put_off),
             ("node: exchanges abandoned", counters.exchanges_abandoned),
             ("node: differences found by exchanges", counters.exchange_differences),
             ("node: hash trees that were wrong", counters.trees_mended),

@@ -48,6 +48,9 @@ pub enum FollowError<E> {
     /// The question makes no sense.
     #[error("a question that makes no sense")]
     Senseless,
+    /// Something differs, and it is not to be gone into now.
+    #[error("busy with another exchange")]
+    Busy,
 }
 
 #[derive(Debug)]
@@ -74,7 +77,7 @@ impl Follower {
         Follower::default()
     }
 
-    /// Answers a question.
+    /// Answers a question. If it may not engage, it answers whether all is equal, and is busy if not.
     ///
     /// # Errors
     ///
@@ -83,17 +86,39 @@ impl Follower {
         &mut self,
         replica: &mut R,
         message: Bytes,
+        may_engage: bool,
     ) -> Result<Bytes, FollowError<R::Error>> {
         let request = Request::decode(message).map_err(|Undecodable| FollowError::Senseless)?;
-        let response = self.respond(replica, request).map_err(FollowError::Replica)?;
-        Ok(response.encode())
+        if !may_engage && !matches!(request, Request::Check { .. }) {
+            return Err(FollowError::Busy);
+        }
+        let response = self.respond(replica, request, may_engage).map_err(FollowError::Replica)?;
+        response.map(|response| response.encode()).ok_or(FollowError::Busy)
     }
 
-    fn respond<R: Replica>(&mut self, replica: &mut R, request: Request) -> Result<Response, R::Error> {
-        Ok(match request {
+    /// Whether an exchange has found that something differs.
+    #[must_use]
+    pub fn is_engaged(&self) -> bool {
+        self.session.is_some()
+    }
+
+    fn respond<R: Replica>(
+        &mut self,
+        replica: &mut R,
+        request: Request,
+        may_engage: bool,
+    ) -> Result<Option<Response>, R::Error> {
+        Ok(Some(match request {
             Request::Check { salt, digest, levels, unbuilt } => {
                 let unbuilt = union(&replica.unbuilt(), &unbuilt);
-                self.check(replica, salt, digest, unbuilt, &levels)
+                if digest == digest_of_roots(replica, &unbuilt) {
+                    self.session = None;
+                    Response::Equal
+                } else if may_engage {
+                    self.begin(replica, salt, unbuilt, &levels)
+                } else {
+                    return Ok(None);
+                }
             }
             Request::Cells { salt, from, count } => {
                 let cells = self.session(salt).and_then(|session| session.cells(from, count));
@@ -137,24 +162,20 @@ impl Follower {
                 }
                 Response::Pushed { objects: joins, others }
             }
-        })
+        }))
     }
 
     fn session(&mut self, salt: u64) -> Option<&mut Session> {
         self.session.as_mut().filter(|session| session.salt == salt)
     }
 
-    fn check<R: Replica>(
+    fn begin<R: Replica>(
         &mut self,
         replica: &R,
         salt: u64,
-        digest: [u8; 16],
         unbuilt: Vec<PartitionId>,
         levels: &Levels,
     ) -> Response {
-        if digest == digest_of_roots(replica, &unbuilt) {
-            return Response::Equal;
-        }
         let levels = Levels::of(replica, &unbuilt).join(levels);
         let Some(plan) = Plan::new(replica, &unbuilt, &levels) else { return Response::Forgotten };
         let mut sketch = Sketch::of_buckets(salt, plan.sums(replica, &unbuilt).into_iter());

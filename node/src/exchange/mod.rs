@@ -5,6 +5,7 @@
 //! that has completed an exchange with every other copy becomes whole. Whole copies are compared every few seconds, the node
 //! with the lower id leading.
 
+mod engagement;
 mod facing;
 mod schedule;
 
@@ -12,6 +13,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use antientropy::exchange::{Exchange, Question};
 use bytes::Bytes;
+use engagement::{Engagement, Role};
 use facing::Facing;
 use rand_core::Rng;
 use ring::{NodeId, PartitionId, StoreId};
@@ -42,6 +44,9 @@ pub(crate) struct ExchangeOperation {
     /// Questions that wait until this node's disk has caught up.
     held_back: Vec<Question>,
     stage: Stage,
+    /// Whether something differs, and this is what the node is busy with.
+    is_engaged: bool,
+    was_put_off: bool,
     timer: Duration,
 }
 
@@ -81,6 +86,8 @@ impl ExchangeOperation {
             exchange,
             held_back,
             stage,
+            is_engaged: false,
+            was_put_off: false,
             timer,
         };
         started.ask(local);
@@ -93,15 +100,29 @@ impl ExchangeOperation {
     }
 
     /// Something was answered, or is synced.
-    pub(crate) fn on_event<S: Store>(&mut self, local: &mut Local<S>, question: u32, event: Event) -> Step {
+    pub(crate) fn on_event<S: Store>(
+        &mut self,
+        local: &mut Local<S>,
+        exchanges: &mut Exchanges,
+        question: u32,
+        event: Event,
+    ) -> Step {
+        let engagement = &mut exchanges.engagement;
         let goes_on = match event {
-            Event::ExchangeAnswered { store, answer } => self.answered(local, question, store, answer),
+            Event::ExchangeAnswered { store, answer } => {
+                self.answered(local, engagement, question, store, answer)
+            }
             Event::Synced if question == SYNC => {
                 self.stage = match self.stage {
                     Stage::Syncing => Stage::Complete,
                     _ => Stage::Moving,
                 };
                 true
+            }
+            // It is busy, or speaks under another document.
+            Event::Declined => {
+                self.was_put_off = true;
+                false
             }
             _ => false,
         };
@@ -117,6 +138,7 @@ impl ExchangeOperation {
     fn answered<S: Store>(
         &mut self,
         local: &mut Local<S>,
+        engagement: &mut Engagement,
         question: u32,
         store: StoreId,
         answer: Bytes,
@@ -127,12 +149,13 @@ impl ExchangeOperation {
         }
         let Some(mut facing) = Facing::leading(local, self.peer, &self.shared) else { return false };
         match self.exchange.answered(&mut facing, question, answer) {
-            Ok(questions) => {
-                self.held_back.extend(questions);
-                true
-            }
-            Err(_) => false,
+            Ok(questions) => self.held_back.extend(questions),
+            Err(_) => return false,
         }
+        let moves = self.is_engaged || !self.held_back.is_empty();
+        self.is_engaged = moves && engagement.engage(local, self.peer, Role::Leads);
+        self.was_put_off = moves && !self.is_engaged;
+        !self.was_put_off
     }
 
     /// Asks what is to be asked, or waits for this node's disk.

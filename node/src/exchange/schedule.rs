@@ -11,7 +11,11 @@ use bytes::Bytes;
 use rand_core::Rng;
 use ring::{NodeId, PartitionId, StoreId};
 
-use super::{ExchangeOperation, facing::Facing};
+use super::{
+    ExchangeOperation,
+    engagement::{Engagement, Role},
+    facing::Facing,
+};
 use crate::{
     lag::PeerSync,
     local::Local,
@@ -28,6 +32,7 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(250);
 pub(crate) struct Exchanges {
     peers: BTreeMap<NodeId, Peer>,
     running: usize,
+    pub(super) engagement: Engagement,
 }
 
 /// Exchanges with a peer.
@@ -66,7 +71,7 @@ impl Synced {
 impl Exchanges {
     /// None.
     pub(crate) fn new() -> Exchanges {
-        Exchanges { peers: BTreeMap::new(), running: 0 }
+        Exchanges { peers: BTreeMap::new(), running: 0, engagement: Engagement::default() }
     }
 
     /// There is a new document. Exchanges are due at once with new peers; with others they stay due when they were.
@@ -101,6 +106,7 @@ impl Exchanges {
             };
             self.peers.insert(peer, planned);
         }
+        self.engagement.clear();
         // Whoever is no peer any more ends what runs with it: all exchanges end with a new document.
         self.running -= before.values().filter(|peer| peer.is_running).count();
     }
@@ -177,19 +183,24 @@ impl Exchanges {
                     local.become_whole(*partition);
                 }
             }
+        } else if ended.was_put_off {
+            local.counters.exchanges_put_off += 1;
         } else {
             local.counters.exchanges_abandoned += 1;
+        }
+        if ended.is_engaged {
+            self.engagement.release(ended.peer, Role::Leads);
         }
         let Some(peer) = self.peers.get_mut(&ended.peer).filter(|peer| peer.is_running) else { return };
         self.running -= 1;
         peer.is_running = false;
         let is_all = ended.is_complete() && left_out.is_empty();
+        let differed = u32::try_from(ended.exchange.differing()).unwrap_or(u32::MAX);
         if is_all {
-            let differed = u32::try_from(ended.exchange.differing()).unwrap_or(u32::MAX);
             peer.in_sync(local, ended.peer, ended.begun, differed);
-            let begun = local.now.monotonic.saturating_sub(ended.begun);
-            local.send(ended.peer, Message::InSync { begun, differed });
         }
+        let begun = local.now.monotonic.saturating_sub(ended.begun);
+        local.send(ended.peer, Message::ExchangeEnded { is_complete: is_all, begun, differed });
         let lacks =
             || peer.shared.iter().any(|partition| local.copies.lacks_exchange(*partition, ended.peer));
         let wait = match is_all {
@@ -207,18 +218,20 @@ impl Exchanges {
         idle.map(|peer| peer.at).min()
     }
 
-    /// A peer has completed an exchange that began so long ago.
-    pub(crate) fn in_sync_with<S: Store>(
+    /// An exchange has ended that a peer led. If it was complete: how long ago it began, and what it found.
+    pub(crate) fn peer_ended<S: Store>(
         &mut self,
         local: &mut Local<S>,
         from: NodeId,
         store: StoreId,
-        begun: Duration,
-        differed: u32,
+        in_sync: Option<(Duration, u32)>,
     ) {
+        self.engagement.release(from, Role::Follows);
         let is_recorded = local.recorded_store(from) == Some(store);
-        if let Some(peer) = self.peers.get_mut(&from).filter(|_| is_recorded) {
-            // One that is on its way may have been overtaken by the loss of something here.
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.follower = None;
+        if let Some((begun, differed)) = in_sync.filter(|_| is_recorded) {
+            // Something may have been lost here after it began.
             let at = local.now.monotonic.saturating_sub(begun);
             if peer.synced.is_known || at >= peer.synced.since {
                 peer.in_sync(local, from, at, differed);
@@ -239,11 +252,16 @@ impl Exchanges {
     /// Answers a peer that leads an exchange, once everything is synced that the answer is about.
     pub(crate) fn answer<S: Store>(&mut self, local: &mut Local<S>, from: NodeId, tag: Tag, question: Bytes) {
         let now = local.now.monotonic;
+        let may_engage = self.engagement.may_engage(local, from, Role::Follows);
         let answer = self.peers.get_mut(&from).and_then(|peer| {
             let mut facing = Facing::following(local, from, &peer.shared)?;
             let (follower, asked) = peer.follower.get_or_insert_with(|| (Follower::new(), now));
             *asked = now;
-            follower.answer(&mut facing, question).ok()
+            let answer = follower.answer(&mut facing, question, may_engage).ok();
+            if follower.is_engaged() && answer.is_some() {
+                self.engagement.engage(local, from, Role::Follows);
+            }
+            answer
         });
         match answer {
             Some(answer) => {

@@ -171,9 +171,10 @@ impl<S: Store> Node<S> {
                 self.event(tag, Event::ExchangeAnswered { store: header.store, answer });
             }
             // Under an older document something else may be to be kept.
-            Message::InSync { .. } if is_stale => {}
-            Message::InSync { begun, differed } => {
-                self.exchanges.in_sync_with(local, from, header.store, begun, differed);
+            Message::ExchangeEnded { .. } if is_stale => {}
+            Message::ExchangeEnded { is_complete, begun, differed } => {
+                let in_sync = is_complete.then_some((begun, differed));
+                self.exchanges.peer_ended(local, from, header.store, in_sync);
             }
             Message::Declined { tag } => self.event(tag, Event::Declined),
             Message::HintOffer { waiting } => {

@@ -473,7 +473,7 @@ impl<S: Store> Node<S> {
                 self.read_ended(ended)
             }
             Operation::Forward(forward) => forward.on_event(local, event),
-            Operation::Exchange(exchange) => exchange.on_event(local, question, event),
+            Operation::Exchange(exchange) => exchange.on_event(local, &mut self.exchanges, question, event),
             Operation::Hint(hint) => hint.on_event(local, event),
         }
     }

@@ -447,7 +447,7 @@ fn is_bulk(message: &Message) -> bool {
         },
         Message::Exchange { .. }
         | Message::ExchangeAnswer { .. }
-        | Message::InSync { .. }
+        | Message::ExchangeEnded { .. }
         | Message::HintOffer { .. } => true,
         Message::Hello { .. }
         | Message::Welcome { .. }

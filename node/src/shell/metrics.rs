@@ -351,6 +351,7 @@ fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
     let exchanges = [
         ("equal", counters.exchanges_equal),
         ("repaired", found),
+        ("put_off", counters.exchanges_put_off),
         ("abandoned", counters.exchanges_abandoned),
     ];
     let finding = counters.exchange_bytes - counters.exchange_payload_bytes;
@@ -382,7 +383,8 @@ fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
         ),
         counter(
             "quorate_antientropy_exchanges_total",
-            "Exchanges that this node has led, by outcome: all was equal at once, differences were repaired, or given up.",
+            "Exchanges that this node has led, by outcome: all was equal at once, differences were repaired, put off because \
+             one of the two was busy with another, or given up.",
             labelled("outcome", &exchanges),
         ),
         counter(

@@ -17,7 +17,7 @@
 //! 14 agreement          about documents (serde)
 //! 15 hint offer         waiting (4)
 //! 16 hint grant         merges (4)
-//! 17 in sync            begun (duration), differed (4)
+//! 17 exchange ended     is complete (bool), begun (duration), differed (4)
 //!
 //! tag       operation (8), question (4)
 //! object    bytes: its name in encoded form, with its token
@@ -61,7 +61,7 @@ const DECLINED: u8 = 13;
 const AGREEMENT: u8 = 14;
 const HINT_OFFER: u8 = 15;
 const HINT_GRANT: u8 = 16;
-const IN_SYNC: u8 = 17;
+const EXCHANGE_ENDED: u8 = 17;
 
 const DATA: u8 = 1;
 const DIGEST: u8 = 2;
@@ -118,7 +118,7 @@ pub(super) fn kind(message: &Message) -> u8 {
         Message::Agreement(_) => AGREEMENT,
         Message::HintOffer { .. } => HINT_OFFER,
         Message::HintGrant { .. } => HINT_GRANT,
-        Message::InSync { .. } => IN_SYNC,
+        Message::ExchangeEnded { .. } => EXCHANGE_ENDED,
     }
 }
 
@@ -179,7 +179,8 @@ pub(super) fn put(message: &Message, out: &mut BytesMut) {
         Message::Declined { tag } => tag.put_to(out),
         Message::HintOffer { waiting } => waiting.put_to(out),
         Message::HintGrant { merges } => merges.put_to(out),
-        Message::InSync { begun, differed } => {
+        Message::ExchangeEnded { is_complete, begun, differed } => {
+            is_complete.put_to(out);
             begun.put_to(out);
             differed.put_to(out);
         }
@@ -232,7 +233,11 @@ pub(super) fn take(kind: u8, input: &mut Bytes) -> Result<Message, DecodeError> 
         DECLINED => Message::Declined { tag: Field::take_from(input)? },
         HINT_OFFER => Message::HintOffer { waiting: Field::take_from(input)? },
         HINT_GRANT => Message::HintGrant { merges: Field::take_from(input)? },
-        IN_SYNC => Message::InSync { begun: Field::take_from(input)?, differed: Field::take_from(input)? },
+        EXCHANGE_ENDED => Message::ExchangeEnded {
+            is_complete: Field::take_from(input)?,
+            begun: Field::take_from(input)?,
+            differed: Field::take_from(input)?,
+        },
         AGREEMENT => Message::Agreement(Box::new(take_serde(input)?)),
         unknown => return Err(Malformed::UnknownKind(unknown).into()),
     })

@@ -197,7 +197,7 @@ fn exchange(here: &mut MemoryReplica, there: &mut MemoryReplica, salt: u64) -> M
     let (mut exchange, question) = Exchange::begin(here, salt);
     let mut open = VecDeque::from([question]);
     while let Some(Question { number, message }) = open.pop_front() {
-        let answer = follower.answer(there, message).expect("the leader makes sense");
+        let answer = follower.answer(there, message, true).expect("the leader makes sense");
         open.extend(exchange.answered(here, number, answer).expect("the follower makes sense"));
     }
     Measured { report: exchange.report(), taken: began.elapsed() }
