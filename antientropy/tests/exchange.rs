@@ -79,7 +79,7 @@ fn run(
     let mut open = vec![question];
     let mut dice = salt;
     while let Some(Question { number, message }) = draw(&mut open, &mut dice) {
-        let answer = other.answer(follower, message).expect("a question that makes sense");
+        let answer = other.answer(follower, message, true).expect("a question that makes sense");
         open.extend(exchange.answered(leader, number, answer)?);
     }
     assert!(exchange.is_complete());

@@ -24,7 +24,7 @@ pub(super) const CELLS_MAX: usize = 3000;
 /// Sums of one answer at most, roughly.
 pub(super) const SUMS_MAX: u64 = 4096;
 /// Bytes of objects in one message at most, unless one alone is larger.
-pub(super) const OBJECTS_BYTES_MAX: usize = 64 << 10;
+pub(super) const OBJECTS_BYTES_MAX: usize = 16 << 10;
 /// Groups of keys that are sketched at the same time, at most.
 pub(super) const GROUPS_MAX: usize = 8;
 /// Messages' worth of objects that one position has at most.

@@ -4,7 +4,7 @@
 //! one batch for the disk, one buffer for each connection. So the more there is to do, the less each piece costs.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     rc::Rc,
     sync::Arc,
@@ -30,9 +30,11 @@ use super::{
     links::{Dialler, Links},
     mailbox::{Mail, Mailbox},
     metrics::{Metrics, RequestKind, Snapshot},
+    pace::Pace,
 };
 use crate::{
     Change, ClientTag, Input, Node, Now, Output,
+    message::{Envelope, Message},
     storage::{Sequence, Store},
 };
 
@@ -41,6 +43,9 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether the node is ready.
 const READY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Messages of exchanges that wait at most.
+const BACKGROUND_MAX: usize = 1024;
 
 /// How often it is said again that the store refuses batches.
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(10);
@@ -129,6 +134,9 @@ pub(crate) struct Driver {
     stopping_since: Option<Duration>,
     look_again_at: Duration,
     mail: Vec<Mail>,
+    /// Messages of exchanges that wait for their time.
+    background: VecDeque<Input>,
+    pace: Pace,
     refusals: Refusals,
 }
 
@@ -161,6 +169,12 @@ impl Refusals {
     }
 }
 
+/// Whether it is a message of an exchange, which takes its time.
+fn is_background(input: &Input) -> bool {
+    let Input::Peer(Envelope { message, .. }) = input else { return false };
+    matches!(message, Message::Exchange { .. } | Message::ExchangeAnswer { .. })
+}
+
 impl Driver {
     /// A driver that has not taken a turn.
     pub(crate) fn new(parts: Parts) -> Driver {
@@ -174,6 +188,8 @@ impl Driver {
             stopping_since: None,
             look_again_at: Duration::ZERO,
             mail: Vec::new(),
+            background: VecDeque::new(),
+            pace: Pace::new(),
             refusals: Refusals::default(),
         }
     }
@@ -216,7 +232,8 @@ impl Driver {
         let interval = if *self.parts.ready.borrow() { Duration::from_secs(1) } else { READY_INTERVAL };
         let idle = now + interval;
         let wanted = self.parts.node.poll_timeout().map_or(idle, |(at, _)| at.min(idle));
-        self.parts.clock.instant(wanted)
+        let background = self.background.front().map_or(idle, |_| self.pace.not_before());
+        self.parts.clock.instant(wanted.min(background))
     }
 
     /// Everything that has arrived, then everything that is due, then everything that is to be done.
@@ -232,6 +249,12 @@ impl Driver {
         self.parts.metrics.turn(mail.len());
         for piece in mail.drain(..) {
             match piece {
+                // Of more than peers ever have under way, the rest is lost, and whoever leads begins anew.
+                Mail::Input(input) if is_background(&input) => {
+                    if self.background.len() < BACKGROUND_MAX {
+                        self.background.push_back(input);
+                    }
+                }
                 Mail::Input(input) => self.parts.node.handle(now, input),
                 Mail::Request { from, id, mut request, arrived } => {
                     let kind = RequestKind::of(&request);
@@ -255,7 +278,18 @@ impl Driver {
         if self.parts.node.poll_timeout().is_some_and(|(at, _)| at <= now.monotonic) {
             self.parts.node.handle_timeout(now);
         }
+        let work = self.background.pop_front_if(|_| self.pace.not_before() <= now.monotonic);
+        let Some(work) = work else {
+            self.finish_turn();
+            return Ok(());
+        };
+        // What else is to be done comes first.
         self.finish_turn();
+        let began = self.parts.clock.now();
+        self.parts.node.handle(began, work);
+        self.finish_turn();
+        let ended = self.parts.clock.now().monotonic;
+        self.pace.worked(ended, ended.saturating_sub(began.monotonic));
         Ok(())
     }
 
@@ -380,6 +414,7 @@ impl Driver {
         let Some(pending) = self.pending.remove(&client) else { return };
         let taken = self.parts.clock.now().monotonic.saturating_sub(pending.began);
         self.parts.metrics.replied(pending.kind, &reply, taken);
+        self.pace.answered(pending.began + taken, taken);
         if !pending.from.is_gone() {
             pending.from.reply(pending.id, self.known_epoch, reply);
         }
@@ -452,6 +487,7 @@ impl Driver {
             in_sync: parts.node.in_sync().collect(),
             convergence_lag: parts.node.convergence_lag(),
             trees: parts.node.trees(),
+            exchange_share: self.pace.share(),
             hints_are_partly_unread: parts.node.hints_are_partly_unread(),
             wall: parts.clock.now().wall,
             links: parts.links.census(),

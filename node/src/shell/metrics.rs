@@ -121,6 +121,7 @@ pub(crate) struct Snapshot {
     pub(crate) convergence_lag: Duration,
     /// Partitions that have trees, that are to have them, and bytes that they take.
     pub(crate) trees: (usize, usize, usize),
+    pub(crate) exchange_share: f64,
     pub(crate) hints_are_partly_unread: bool,
     pub(crate) wall: UnixMillis,
     pub(crate) links: Vec<(NodeId, Option<LinkState>)>,
@@ -300,6 +301,11 @@ impl Metrics {
                 "quorate_hash_trees",
                 "Partitions whose hash trees are built, and those that wait to be scanned.",
                 trees.map(|(state, count)| (vec![("state", state.to_owned())], number(count))),
+            ),
+            gauge(
+                "quorate_antientropy_time_share",
+                "The share of the node's time that exchanges get while there are requests of clients.",
+                [(vec![], snapshot.exchange_share)],
             ),
             gauge(
                 "quorate_hash_tree_bytes",

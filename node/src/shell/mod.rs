@@ -14,6 +14,7 @@ mod links;
 mod mailbox;
 mod metrics;
 mod outbox;
+mod pace;
 mod pid_file;
 mod resets;
 #[cfg(test)]

@@ -1,0 +1,128 @@
+//! How much of the node's time exchanges get while clients' requests are served.
+//!
+//! What disturbs a request is the time that the node's thread spends on something else. So exchanges get a share of that time:
+//! after one of their messages took so long, the next waits until it is no more than that. The share follows from what
+//! requests feel. While nothing is exchanged, the latency is learnt that all but one in a hundred stay under; while something
+//! is, each request that takes a quarter longer than that lowers the share, and each other raises it, so that it comes to rest
+//! where one in a hundred does. Without requests exchanges have all the time.
+
+use std::time::Duration;
+
+/// How much longer than usual one request in a hundred may take.
+const RATIO: f64 = 1.25;
+/// The least share, so that an exchange ends however slow requests are for other reasons.
+const SHARE_MIN: f64 = 0.05;
+/// The share to begin with.
+const SHARE_BEGIN: f64 = 0.25;
+/// How much one good request raises the share, relatively. A bad one lowers it by as much as 99 good ones raise it.
+const RAISE: f64 = 0.002;
+/// How much the usual latency follows each request, relatively.
+const LEARN: f64 = 0.02;
+/// Requests that are seen before a usual latency is known.
+const SEEN_MIN: u32 = 100;
+/// How long after the last request nobody is disturbed.
+const QUIET_AFTER: Duration = Duration::from_millis(200);
+/// How long after an exchange's last message requests are as usual again.
+const CALM_AFTER: Duration = Duration::from_millis(500);
+
+/// See the module's documentation.
+pub(crate) struct Pace {
+    share: f64,
+    /// The latency that all but one in a hundred stay under while nothing is exchanged, in seconds.
+    usual: f64,
+    seen: u32,
+    last_request: Option<Duration>,
+    last_work: Option<Duration>,
+    not_before: Duration,
+}
+
+impl Pace {
+    /// Nothing is known yet.
+    pub(crate) fn new() -> Pace {
+        Pace {
+            share: SHARE_BEGIN,
+            usual: 0.001,
+            seen: 0,
+            last_request: None,
+            last_work: None,
+            not_before: Duration::ZERO,
+        }
+    }
+
+    /// A request was answered now and took so long.
+    pub(crate) fn answered(&mut self, now: Duration, taken: Duration) {
+        self.last_request = Some(now);
+        let taken = taken.as_secs_f64();
+        if self.last_work.is_none_or(|worked| now > worked + CALM_AFTER) {
+            // Faster at first, when it is far off.
+            let learn = if self.seen < SEEN_MIN { 10.0 * LEARN } else { LEARN };
+            self.seen = self.seen.saturating_add(1);
+            self.usual *= if taken > self.usual { (learn * 0.99).exp() } else { (-learn * 0.01).exp() };
+        } else if self.seen >= SEEN_MIN {
+            let change = if taken > self.usual * RATIO { -99.0 * RAISE } else { RAISE };
+            self.share = (self.share * change.exp()).clamp(SHARE_MIN, 1.0);
+        }
+    }
+
+    /// A message of an exchange was handled, which took so long and ended now.
+    pub(crate) fn worked(&mut self, now: Duration, taken: Duration) {
+        self.last_work = Some(now);
+        let is_quiet = self.last_request.is_none_or(|last| now > last + QUIET_AFTER);
+        self.not_before = if is_quiet { now } else { now + taken.mul_f64(1.0 / self.share - 1.0) };
+    }
+
+    /// When the next may be handled.
+    pub(crate) fn not_before(&self) -> Duration {
+        self.not_before
+    }
+
+    /// The share of the time that exchanges get while there are requests.
+    pub(crate) fn share(&self) -> f64 {
+        self.share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A thousand requests, one a millisecond, of which one in so many is slow.
+    fn serve(pace: &mut Pace, now: &mut Duration, one_in: u32, slow: Duration, works: bool) {
+        for number in 0..1000 {
+            *now += MS;
+            if works {
+                pace.worked(*now, MS / 10);
+            }
+            pace.answered(*now, if number % one_in == 0 { slow } else { MS });
+        }
+    }
+
+    #[test]
+    fn the_share_rises_while_requests_are_as_usual_and_falls_while_they_are_slow() {
+        let (mut pace, mut now) = (Pace::new(), Duration::ZERO);
+        for _ in 0..20 {
+            serve(&mut pace, &mut now, 100, 4 * MS, false);
+        }
+        assert!((0.001..0.005).contains(&pace.usual), "{}", pace.usual);
+        let before = pace.share();
+        serve(&mut pace, &mut now, 1001, MS, true);
+        assert!(pace.share() > before);
+        let before = pace.share();
+        serve(&mut pace, &mut now, 10, 20 * MS, true);
+        assert!(pace.share() < before && pace.share() >= SHARE_MIN);
+    }
+
+    #[test]
+    fn an_exchange_waits_for_requests_alone() {
+        let (mut pace, now) = (Pace::new(), Duration::from_secs(1));
+        pace.worked(now, MS);
+        assert_eq!(pace.not_before(), now, "nobody is disturbed");
+        pace.answered(now, MS);
+        pace.worked(now, MS);
+        assert_eq!(pace.not_before(), now + 3 * MS);
+        pace.worked(now + QUIET_AFTER + MS, MS);
+        assert_eq!(pace.not_before(), now + QUIET_AFTER + MS);
+    }
+}
