@@ -273,6 +273,38 @@ async fn a_node_is_readmitted_by_its_number_or_its_name() {
 }
 
 #[tokio::test]
+async fn lag_shows_how_far_each_pair_of_nodes_is_in_sync() {
+    let cluster = FakeCluster::start(3).await;
+    cluster.nodes[2].kill();
+    let lag = quorate(&cluster, &["lag", "--json"]).await.expect(0).json();
+    assert_eq!(lag["convergence_lag_ms"], json!(0));
+    let pairs = lag["pairs"].as_array().unwrap();
+    assert_eq!(pairs.len(), 4, "of the two that answer, each with two peers");
+    assert_eq!(
+        (&pairs[0]["node"], &pairs[0]["peer"], &pairs[0]["in_sync_ms"]),
+        (&json!(1), &json!(2), &json!(40))
+    );
+    assert_eq!(lag["members"][2]["reason"], json!("no answer"));
+    let text = quorate(&cluster, &["lag", "--timeout", "300ms"]).await.expect(0).stdout;
+    assert!(text.contains("no write is known to be missing") && text.contains("40ms ago"), "{text}");
+    assert!(text.contains("node-3 did not answer"), "{text}");
+}
+
+#[tokio::test]
+async fn a_repair_waits_until_all_pairs_are_in_sync_and_says_whom_it_could_not_ask() {
+    let cluster = FakeCluster::start(3).await;
+    let done = quorate(&cluster, &["repair", "--wait", "--json"]).await.expect(0).json();
+    assert_eq!((&done["pairs"], &done["in_sync"], &done["unreachable"]), (&json!(3), &json!(3), &json!([])));
+    let begun = quorate(&cluster, &["repair", "--partition", "5", "--json"]).await.expect(0).json();
+    assert_eq!(begun["in_sync"], Value::Null);
+    quorate(&cluster, &["repair", "--partition", "64"]).await.expect_error(3, "no partition 64");
+    quorate(&cluster, &["repair", "--keyspace", "nope"]).await.expect_error(3, "no such keyspace");
+    cluster.nodes[2].kill();
+    let text = quorate(&cluster, &["repair", "--wait", "--timeout", "300ms"]).await.expect(3).stdout;
+    assert!(text.contains("1 pair of nodes is in sync") && text.contains("node-3 did not answer"), "{text}");
+}
+
+#[tokio::test]
 async fn certificates_are_made_without_a_cluster_and_work() {
     let folder = Folder::new();
     let run = async |arguments: &[&str]| {

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use client::wire::{
     ClientHello, ClientMessage, ControlError, ControlReply, ControlRequest, CopyState, DecodeError,
     HeldRecord, HeldVersion, KeysPage, NewKeyspace, NodeStatus, PeerStatus, ReplicaView, ServerMessage,
-    ServerWelcome,
+    ServerWelcome, SyncStatus,
 };
 use proptest::{collection::vec, option, prelude::*, sample::Index};
 use ring::{ClusterId, Epoch, KeyspaceId, NodeId, PartitionId, StoreId};
@@ -53,7 +53,21 @@ fn control_request() -> impl Strategy<Value = ControlRequest> {
         keys_request(),
         new_keyspace().prop_map(ControlRequest::CreateKeyspace),
         any::<u32>().prop_map(|node| ControlRequest::Readmit { node: NodeId(node) }),
+        any::<Option<u16>>()
+            .prop_map(|partition| ControlRequest::Repair { partition: partition.map(PartitionId) }),
     ]
+}
+
+prop_compose! {
+    fn peer_status()(
+        (node, is_up) in any::<(u32, bool)>(),
+        (hints_pending, hint_oldest_ms) in any::<(u64, Option<u64>)>(),
+        sync in any::<Option<(u64, bool, u32)>>(),
+    ) -> PeerStatus {
+        let sync = sync
+            .map(|(age_ms, is_known, partitions_differed)| SyncStatus { age_ms, is_known, partitions_differed });
+        PeerStatus { node: NodeId(node), is_up, hints_pending, hint_oldest_ms, sync }
+    }
 }
 
 prop_compose! {
@@ -64,9 +78,9 @@ prop_compose! {
         (copies, copies_whole, operations) in any::<(u32, u32, u32)>(),
         (uptime_ms, unsynced_bytes, hints_pending) in any::<(u64, u64, u64)>(),
         clock_drift_ms in any::<Option<i64>>(),
-        peers in vec(any::<(u32, bool)>(), 0..4),
+        (convergence_lag_ms, partitions_unscanned) in any::<(u64, u32)>(),
+        peers in vec(peer_status(), 0..4),
     ) -> NodeStatus {
-        let peers = peers.into_iter().map(|(node, is_up)| PeerStatus { node: NodeId(node), is_up }).collect();
         NodeStatus {
             node: NodeId(node),
             version,
@@ -82,6 +96,8 @@ prop_compose! {
             operations,
             unsynced_bytes,
             hints_pending,
+            convergence_lag_ms,
+            partitions_unscanned,
             peers,
         }
     }
@@ -113,8 +129,9 @@ prop_compose! {
         node in any::<u32>().prop_map(NodeId),
         copy in prop_oneof![Just(CopyState::None), Just(CopyState::Filling), Just(CopyState::Whole)],
         record in option::of(held_record()),
+        owes in vec(any::<u32>().prop_map(NodeId), 0..3),
     ) -> ReplicaView {
-        ReplicaView { node, copy, record }
+        ReplicaView { node, copy, record, owes }
     }
 }
 
@@ -139,6 +156,7 @@ fn control_reply() -> impl Strategy<Value = ControlReply> {
             epoch: Epoch(epoch)
         }),
         any::<u64>().prop_map(|epoch| ControlReply::Readmitted { epoch: Epoch(epoch) }),
+        vec(any::<u32>().prop_map(NodeId), 0..4).prop_map(|peers| ControlReply::RepairBegun { peers }),
     ]
 }
 

@@ -11,7 +11,7 @@ use client::{
     wire::{
         ClientHello, ClientMessage, ControlError, ControlReply, ControlRequest, CopyState, FrameReader,
         HeldRecord, HeldVersion, KeysPage, MESSAGE_BYTES_MAX, NewKeyspace, NodeStatus, PeerStatus,
-        ReplicaView, ServerMessage, ServerWelcome, decode_reply, decode_request, encode_reply,
+        ReplicaView, ServerMessage, ServerWelcome, SyncStatus, decode_reply, decode_request, encode_reply,
         encode_request,
     },
 };
@@ -369,6 +369,8 @@ fn control_requests_are_pinned() {
         ),
         (ControlRequest::CreateKeyspace(keyspace), "04 056361727473 0103616d7303 01 01"),
         (ControlRequest::Readmit { node: NodeId(5) }, "05 05"),
+        (ControlRequest::Repair { partition: None }, "06 00"),
+        (ControlRequest::Repair { partition: Some(PartitionId(300)) }, "06 01 ac02"),
     ];
     for (request, code) in requests {
         let code = code.replace(' ', "");
@@ -392,6 +394,7 @@ fn document() -> ClusterDocument {
 
 #[test]
 fn control_replies_are_pinned() {
+    let sync = Some(SyncStatus { age_ms: 17, is_known: true, partitions_differed: 18 });
     let status = NodeStatus {
         node: NodeId(1),
         version: "0.1.0".to_owned(),
@@ -407,7 +410,12 @@ fn control_replies_are_pinned() {
         operations: 8,
         unsynced_bytes: 9,
         hints_pending: 10,
-        peers: vec![PeerStatus { node: NodeId(11), is_up: true }],
+        convergence_lag_ms: 12,
+        partitions_unscanned: 13,
+        peers: vec![
+            PeerStatus { node: NodeId(11), is_up: true, hints_pending: 0, hint_oldest_ms: None, sync: None },
+            PeerStatus { node: NodeId(14), is_up: false, hints_pending: 15, hint_oldest_ms: Some(16), sync },
+        ],
     };
     let version = Version { counter: 1, actor: 2 };
     let held = HeldRecord {
@@ -416,7 +424,9 @@ fn control_replies_are_pinned() {
         context: vec![version],
         is_synced: true,
     };
-    let view = |copy, record| ControlReply::Explain(Box::new(ReplicaView { node: NodeId(1), copy, record }));
+    let view = |copy, record| {
+        ControlReply::Explain(Box::new(ReplicaView { node: NodeId(1), copy, record, owes: vec![NodeId(3)] }))
+    };
     let page = KeysPage { keys: vec!["k".into()], is_whole: true, next: Some("n".into()) };
     let created = ControlReply::KeyspaceCreated { keyspace: KeyspaceId(1), epoch: Epoch(2) };
     let replies = [
@@ -426,14 +436,16 @@ fn control_replies_are_pinned() {
         ),
         (
             Ok(ControlReply::Status(Box::new(status))),
-            "00 01 01 05302e312e30 02 01 01 03 00 04 05 06 010d 08 09 0a 01 0b 01",
+            "00 01 01 05302e312e30 02 01 01 03 00 04 05 06 010d 08 09 0a 0c 0d 02 0b 01 00 00 00 \
+             0e 00 0f 0110 01 11 01 12",
         ),
-        (Ok(view(CopyState::Whole, Some(held))), "00 02 01 02 01 0164 01 0102 03 0104 01 0102 01"),
-        (Ok(view(CopyState::None, None)), "00 02 01 00 00"),
-        (Ok(view(CopyState::Filling, None)), "00 02 01 01 00"),
+        (Ok(view(CopyState::Whole, Some(held))), "00 02 01 02 01 0164 01 0102 03 0104 01 0102 01 0103"),
+        (Ok(view(CopyState::None, None)), "00 02 01 00 00 0103"),
+        (Ok(view(CopyState::Filling, None)), "00 02 01 01 00 0103"),
         (Ok(ControlReply::Keys(page)), "00 03 01 016b 01 01 016e"),
         (Ok(created), "00 04 01 02"),
         (Ok(ControlReply::Readmitted { epoch: Epoch(300) }), "00 05 ac02"),
+        (Ok(ControlReply::RepairBegun { peers: vec![NodeId(1), NodeId(300)] }), "00 06 02 01 ac02"),
         (Err(ControlError::Forbidden { needs: Access::Admin }), "01 00 02"),
         (Err(ControlError::NotReady), "01 01"),
         (Err(ControlError::UnknownKeyspace), "01 02"),

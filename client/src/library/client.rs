@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ring::{ClusterDocument, Epoch, KeyspaceId, NodeId};
+use ring::{ClusterDocument, Epoch, KeyspaceId, NodeId, PartitionId};
 use tokio::time::Instant;
 
 use super::{
@@ -148,6 +148,25 @@ impl Client {
             return Err(ControlFailure::WrongKind { node });
         };
         Ok(epoch)
+    }
+
+    /// Has a node compare at once what it shares with its peers, or with those that have copies of a partition, instead of
+    /// when it is due, and mend what differs. Returns the peers. [`NodeStatus`] says when that is done: how long ago it was
+    /// in sync with each of them.
+    ///
+    /// # Errors
+    ///
+    /// See [`ControlFailure`].
+    pub async fn repair(
+        &self,
+        node: NodeId,
+        partition: Option<PartitionId>,
+        timeout: Duration,
+    ) -> Result<Vec<NodeId>, ControlFailure> {
+        match self.ask(node, ControlRequest::Repair { partition }, timeout).await? {
+            ControlReply::RepairBegun { peers } => Ok(peers),
+            _ => Err(ControlFailure::WrongKind { node }),
+        }
     }
 
     /// Closes all connections, and waits a moment so that the nodes hear of it. Without it they find out by

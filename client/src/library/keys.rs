@@ -373,7 +373,8 @@ async fn page(
         | ControlReply::Status(_)
         | ControlReply::Explain(_)
         | ControlReply::KeyspaceCreated { .. }
-        | ControlReply::Readmitted { .. } => Err(ControlFailure::WrongKind { node: node.id() }),
+        | ControlReply::Readmitted { .. }
+        | ControlReply::RepairBegun { .. } => Err(ControlFailure::WrongKind { node: node.id() }),
     }
 }
 

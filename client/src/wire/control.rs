@@ -43,6 +43,12 @@ pub enum ControlRequest {
         /// The node.
         node: NodeId,
     },
+    /// Has the node that is asked compare at once what it shares with its peers, instead of when it is due, and mend what
+    /// differs. Needs [`Access::Admin`].
+    Repair {
+        /// With those peers alone that have copies of this partition; none for all.
+        partition: Option<PartitionId>,
+    },
 }
 
 /// A keyspace to be.
@@ -81,6 +87,11 @@ pub enum ControlReply {
     Readmitted {
         /// The document that records it.
         epoch: Epoch,
+    },
+    /// The node is about to compare what it shares with these peers.
+    RepairBegun {
+        /// The peers.
+        peers: Vec<NodeId>,
     },
 }
 
@@ -159,6 +170,10 @@ pub struct NodeStatus {
     pub unsynced_bytes: u64,
     /// Hints that wait for their targets.
     pub hints_pending: u64,
+    /// How old the oldest write is that it knows not to be on all its replicas, in milliseconds; 0 if there is none.
+    pub convergence_lag_ms: u64,
+    /// Partitions that it has not scanned yet since it started or found damage in: they take no part in comparisons.
+    pub partitions_unscanned: u32,
     /// Its peers, as it sees them.
     pub peers: Vec<PeerStatus>,
 }
@@ -170,6 +185,24 @@ pub struct PeerStatus {
     pub node: NodeId,
     /// Whether requests may be sent to it.
     pub is_up: bool,
+    /// Hints that wait for it.
+    pub hints_pending: u64,
+    /// How long the oldest of them has waited, in milliseconds.
+    pub hint_oldest_ms: Option<u64>,
+    /// How far both are in sync; none if they share nothing.
+    pub sync: Option<SyncStatus>,
+}
+
+/// How far two nodes are known to be in sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncStatus {
+    /// How long ago all was equal that both are to keep, in milliseconds; if that was never so since the node started or one
+    /// of the two lost something, since then.
+    pub age_ms: u64,
+    /// Whether it ever was.
+    pub is_known: bool,
+    /// In how many partitions the last comparison found differences.
+    pub partitions_differed: u32,
 }
 
 /// What one replica holds of a key.
@@ -181,6 +214,8 @@ pub struct ReplicaView {
     pub copy: CopyState,
     /// The record; none if it holds nothing.
     pub record: Option<HeldRecord>,
+    /// Nodes that it owes the record, because they did not acknowledge it.
+    pub owes: Vec<NodeId>,
 }
 
 /// Whether a copy may be believed.

@@ -22,7 +22,7 @@ pub use codec::{DecodeError, UnsupportedVersion, negotiate, negotiate_between};
 
 pub use control::{
     ControlError, ControlReply, ControlRequest, CopyState, HeldRecord, HeldVersion, KeysPage, NewKeyspace,
-    NodeStatus, PeerStatus, ReplicaView,
+    NodeStatus, PeerStatus, ReplicaView, SyncStatus,
 };
 pub use field::{Element, Field, Malformed, finish, put_count, put_serde, take_count, take_serde};
 pub use frame::{FrameError, FrameReader, put_frame};

@@ -11,7 +11,7 @@ use client::{
     WriteReply,
     wire::{
         ControlError, ControlReply, ControlRequest, CopyState, HeldRecord, HeldVersion, KeysPage,
-        NewKeyspace, NodeStatus, PeerStatus, ReplicaView,
+        NewKeyspace, NodeStatus, PeerStatus, ReplicaView, SyncStatus,
     },
 };
 use ring::{
@@ -155,6 +155,10 @@ impl Shared {
                 Ok(ControlReply::Keys(self.store.lock().unwrap().page(keyspace, &document, &page)))
             }
             ControlRequest::CreateKeyspace(new) => create(&mut document, new),
+            ControlRequest::Repair { .. } => {
+                let peers = document.members.keys().copied().filter(|peer| *peer != node).collect();
+                Ok(ControlReply::RepairBegun { peers })
+            }
             ControlRequest::Readmit { node } => {
                 *document = document.readmit(node, StoreId(99), ring::VoterId(99));
                 Ok(ControlReply::Readmitted { epoch: document.epoch })
@@ -187,6 +191,7 @@ fn create(document: &mut ClusterDocument, new: NewKeyspace) -> Result<ControlRep
 }
 
 fn status(node: NodeId, document: &ClusterDocument) -> NodeStatus {
+    let sync = SyncStatus { age_ms: 40, is_known: true, partitions_differed: 0 };
     NodeStatus {
         node,
         version: "0.1.0".to_owned(),
@@ -202,11 +207,19 @@ fn status(node: NodeId, document: &ClusterDocument) -> NodeStatus {
         operations: 0,
         unsynced_bytes: 0,
         hints_pending: 0,
+        convergence_lag_ms: 0,
+        partitions_unscanned: 0,
         peers: document
             .members
             .keys()
             .filter(|peer| **peer != node)
-            .map(|&node| PeerStatus { node, is_up: true })
+            .map(|&node| PeerStatus {
+                node,
+                is_up: true,
+                hints_pending: 0,
+                hint_oldest_ms: None,
+                sync: Some(sync),
+            })
             .collect(),
     }
 }
@@ -223,7 +236,12 @@ fn view(node: NodeId, values: &[ReturnedValue]) -> ReplicaView {
         context: values.iter().map(|value| value.version).collect(),
         is_synced: true,
     };
-    ReplicaView { node, copy: CopyState::Whole, record: (!values.is_empty()).then_some(record) }
+    ReplicaView {
+        node,
+        copy: CopyState::Whole,
+        record: (!values.is_empty()).then_some(record),
+        owes: Vec::new(),
+    }
 }
 
 fn context(values: &[ReturnedValue]) -> Bytes {

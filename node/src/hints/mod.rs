@@ -174,6 +174,12 @@ impl Hints {
         self.queues.iter().map(pending).collect()
     }
 
+    /// To whom an object is owed.
+    pub(crate) fn owed(&self, object: &ObjectKey) -> Vec<NodeId> {
+        let owed = self.queues.iter().filter(|(_, queue)| queue.owes(object).is_some());
+        owed.map(|(target, _)| *target).collect()
+    }
+
     /// Takes over what operations have left, with this turn's batch.
     pub(crate) fn collect<S: Store>(&mut self, local: &mut Local<S>) {
         for HintLeft { target, object, is_counted } in std::mem::take(&mut local.hints_left) {

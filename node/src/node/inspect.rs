@@ -1,16 +1,20 @@
 //! What a node shows of itself: to its driver, to operators, and to whoever asks why a key reads as it does.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use client::{
     Version,
-    wire::{ControlError, CopyState, HeldRecord, HeldVersion, KeysPage, NodeStatus, PeerStatus, ReplicaView},
+    wire::{
+        ControlError, CopyState, HeldRecord, HeldVersion, KeysPage, NodeStatus, PeerStatus, ReplicaView,
+        SyncStatus,
+    },
 };
-use ring::{KeyspaceId, PartitionId};
+use ring::{KeyspaceId, NodeId, PartitionId};
 
 use super::{Node, Operation};
 use crate::{
+    event::Now,
     hints::HintsPending,
     lag::PeerSync,
     message::StartId,
@@ -117,6 +121,26 @@ impl<S: Store> Node<S> {
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let members = local.document.iter().flat_map(|document| document.members.keys());
         let peers = members.filter(|node| **node != local.node);
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (built, wanted, _) = self.trees();
+        let hints: BTreeMap<NodeId, HintsPending> =
+            self.hints_pending().into_iter().map(|pending| (pending.target, pending)).collect();
+        let in_sync: BTreeMap<NodeId, PeerSync> = self.in_sync().map(|sync| (sync.peer, sync)).collect();
+        let peer = |&node: &NodeId| {
+            let (hints, sync) = (hints.get(&node), in_sync.get(&node));
+            let oldest = hints.and_then(|hints| hints.oldest);
+            PeerStatus {
+                node,
+                is_up: local.is_up(node),
+                hints_pending: hints.map_or(0, |hints| hints.count as u64),
+                hint_oldest_ms: oldest.map(|oldest| local.now.wall.0.saturating_sub(oldest.0)),
+                sync: sync.map(|sync| SyncStatus {
+                    age_ms: millis(sync.age),
+                    is_known: sync.is_known,
+                    partitions_differed: sync.differed,
+                }),
+            }
+        };
         NodeStatus {
             node: local.node,
             version: String::new(),
@@ -131,9 +155,30 @@ impl<S: Store> Node<S> {
             clock_drift_ms: self.clock_drift_ms(),
             operations: count(self.operations()),
             unsynced_bytes: u64::try_from(self.unsynced_bytes()).unwrap_or(u64::MAX),
-            hints_pending: self.hints_pending().iter().map(|pending| pending.count as u64).sum(),
-            peers: peers.map(|&node| PeerStatus { node, is_up: local.is_up(node) }).collect(),
+            hints_pending: hints.values().map(|pending| pending.count as u64).sum(),
+            convergence_lag_ms: millis(self.convergence_lag()),
+            partitions_unscanned: count(wanted - built),
+            peers: peers.map(peer).collect(),
         }
+    }
+
+    /// Compares at once what this node shares with its peers, or with those that have copies of a partition. Returns them.
+    ///
+    /// # Errors
+    ///
+    /// `NotReady` without a document or while the node stops, `NotOwner` if this node has no copy of the partition.
+    pub fn repair(&mut self, now: Now, partition: Option<PartitionId>) -> Result<Vec<NodeId>, ControlError> {
+        self.set_now(now);
+        self.is_turn_open = true;
+        if self.local.document.is_none() || self.local.is_stopping {
+            return Err(ControlError::NotReady);
+        }
+        let peers: Vec<NodeId> = match partition {
+            None => self.exchanges.in_sync(now.monotonic).map(|sync| sync.peer).collect(),
+            Some(partition) => self.local.sharers.get(&partition).cloned().ok_or(ControlError::NotOwner)?,
+        };
+        self.local.to_compare.extend(peers.iter().copied());
+        Ok(peers)
     }
 
     /// What this node holds of a key.
@@ -156,7 +201,7 @@ impl<S: Store> Node<S> {
             Held::Nothing => None,
             Held::Damaged | Held::Unreadable => return Err(ControlError::StorageFailed),
         };
-        Ok(ReplicaView { node: self.local.node, copy, record })
+        Ok(ReplicaView { node: self.local.node, copy, record, owes: self.hints.owed(&object) })
     }
 
     fn copy_state(&self, partition: PartitionId) -> CopyState {

@@ -109,7 +109,9 @@ impl ClientConnection {
             | ControlRequest::Status
             | ControlRequest::Explain { .. }
             | ControlRequest::Keys { .. } => Access::Read,
-            ControlRequest::CreateKeyspace(_) | ControlRequest::Readmit { .. } => Access::Admin,
+            ControlRequest::CreateKeyspace(_)
+            | ControlRequest::Readmit { .. }
+            | ControlRequest::Repair { .. } => Access::Admin,
         };
         let refusal = match self.lacks(needs) {
             Some(needs) => Some(ControlError::Forbidden { needs }),

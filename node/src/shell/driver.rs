@@ -337,6 +337,9 @@ impl Driver {
             ControlRequest::Keys { keyspace, partition, after, limit } => {
                 node.keys_page(keyspace, partition, after.as_ref(), limit).map(ControlReply::Keys)
             }
+            ControlRequest::Repair { partition } => {
+                node.repair(now, partition).map(|peers| ControlReply::RepairBegun { peers })
+            }
             ControlRequest::CreateKeyspace(keyspace) => {
                 return self.change(now, from, id, Change::CreateKeyspace(keyspace));
             }

@@ -82,6 +82,14 @@ pub(crate) enum Command {
     Export(Export),
     /// Show the members and how they fare.
     Status,
+    /// Show how far behind the replicas may be: when which nodes were last in sync, and what is owed.
+    Lag,
+    /// Have all nodes compare what they share at once, and mend what differs
+    ///
+    /// They do that every few seconds by themselves. With --wait it ends when all
+    /// replicas are known to be equal to what was acknowledged when it began.
+    #[command(verbatim_doc_comment)]
+    Repair(Repair),
     /// Show how partitions are spread over the nodes.
     Ring(Ring),
     /// Show where a key lives, what each replica holds of it, and why the winner wins.
@@ -233,6 +241,17 @@ pub(crate) struct Explain {
     /// Copies in each of the keyspace's datacenters [default: as the keyspace says].
     #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) n: Option<u8>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Repair {
+    /// The nodes that have copies of this partition alone [default: all; with --keyspace, those
+    /// of the keyspace's datacenters].
+    #[arg(long, value_name = "NUMBER", verbatim_doc_comment)]
+    pub(crate) partition: Option<u16>,
+    /// Wait until they are in sync.
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Args, Debug)]

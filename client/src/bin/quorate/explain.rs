@@ -61,6 +61,8 @@ struct ReplicaDocument {
     digest: Option<String>,
     synced: Option<bool>,
     behind: bool,
+    /// Nodes to which it owes the record.
+    owes: Vec<u32>,
 }
 
 #[derive(Serialize)]
@@ -165,6 +167,7 @@ fn replica(node: NodeId, answer: &Result<ReplicaView, ControlFailure>, behind: b
         }
         Err(failure) => ("down", Some(reason(failure)), None),
     };
+    let owes = answer.iter().flat_map(|view| &view.owes);
     let version = |held: &HeldVersion| VersionDocument {
         version: ShownVersion(held.version),
         bytes: held.value_bytes,
@@ -181,6 +184,7 @@ fn replica(node: NodeId, answer: &Result<ReplicaView, ControlFailure>, behind: b
         digest: record.map(|record| BASE64_URL_SAFE_NO_PAD.encode(&record.digest)),
         synced: record.map(|record| record.is_synced),
         behind,
+        owes: owes.map(|node| node.0).collect(),
     }
 }
 
@@ -202,6 +206,11 @@ fn write(explain: &ExplainDocument, text: &mut String) {
             (None, true) => "behind".to_owned(),
             (None, false) => String::new(),
         };
+        if !replica.owes.is_empty() {
+            let owed = replica.owes.iter().map(|node| format!("node-{node}")).collect::<Vec<_>>().join(", ");
+            let comma = if remark.is_empty() { "" } else { ", " };
+            let _ = write!(remark, "{comma}owes it to {owed}");
+        }
         if replica.versions.is_empty() {
             let holds = if replica.held { "a delete" } else { "nothing" };
             let holds = if replica.reason.is_some() { "?" } else { holds };

@@ -46,6 +46,8 @@ pub(crate) enum CommandError {
     KeyspaceName(#[from] BadKeyspaceName),
     #[error("no such keyspace: `{0}` (`quorate keyspace list` shows what there is)")]
     NoSuchKeyspace(String),
+    #[error("no partition {number}: the cluster has {count}, from 0 on")]
+    NoSuchPartition { number: u16, count: u32 },
     #[error("no keyspace is called `{0}` (`quorate keyspace list` shows what there is)")]
     NoKeyspaceToShow(String),
     #[error("{failure}{}", advice_on_read(failure))]
@@ -121,6 +123,7 @@ impl CommandError {
             CommandError::Line { cause, .. } => cause.exit(),
             CommandError::Control { .. }
             | CommandError::NoSuchKeyspace(_)
+            | CommandError::NoSuchPartition { .. }
             | CommandError::SeveralValues(_)
             | CommandError::LongStdin
             | CommandError::Keys(_)

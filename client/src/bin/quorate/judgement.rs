@@ -168,11 +168,11 @@ mod tests {
             context: context.to_vec(),
             is_synced: true,
         };
-        ReplicaView { node: NodeId(node), copy: CopyState::Whole, record: Some(record) }
+        ReplicaView { node: NodeId(node), copy: CopyState::Whole, record: Some(record), owes: Vec::new() }
     }
 
     fn nothing(node: u32) -> ReplicaView {
-        ReplicaView { node: NodeId(node), copy: CopyState::Whole, record: None }
+        ReplicaView { node: NodeId(node), copy: CopyState::Whole, record: None, owes: Vec::new() }
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod progress;
 mod record;
 mod session;
 mod status;
+mod sync;
 
 use std::{io::Write, process::ExitCode};
 
@@ -59,6 +60,8 @@ async fn run(arguments: Arguments, interrupt: &Interrupt) -> Result<Exit, Comman
         Command::Import(import) => import::run(import, &global, &output, interrupt).await,
         Command::Export(export) => interrupt.may_end(export::run(export, &global, &output)).await,
         Command::Status => interrupt.may_end(status::run(&global, &output)).await,
+        Command::Lag => interrupt.may_end(sync::lag(&global, &output)).await,
+        Command::Repair(repair) => interrupt.may_end(sync::repair(repair, &global, &output)).await,
         Command::Ring(ring) => interrupt.may_end(layout::run(ring, &global, &output)).await,
         Command::Explain(explain) => interrupt.may_end(explain::run(explain, &global, &output)).await,
         Command::Readmit(readmit) => status::readmit(readmit, &global, &output, interrupt).await,

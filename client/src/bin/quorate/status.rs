@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How long a member that does not answer is waited for, unless told otherwise. All are asked at once.
-const MEMBER_WAIT: Duration = Duration::from_secs(1);
+pub(crate) const MEMBER_WAIT: Duration = Duration::from_secs(1);
 /// Copies that ownership is counted for where the keyspace says nothing.
 const COPIES_DEFAULT: u8 = 3;
 
@@ -107,9 +107,9 @@ pub(crate) async fn readmit(
     Ok(Exit::Done)
 }
 
-type Statuses = BTreeMap<NodeId, Result<NodeStatus, ControlFailure>>;
+pub(crate) type Statuses = BTreeMap<NodeId, Result<NodeStatus, ControlFailure>>;
 
-async fn ask_all(client: &Client, document: &ClusterDocument, wait: Duration) -> Statuses {
+pub(crate) async fn ask_all(client: &Client, document: &ClusterDocument, wait: Duration) -> Statuses {
     let mut asked = JoinSet::new();
     for &node in document.members.keys() {
         let client = client.clone();
