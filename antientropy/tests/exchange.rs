@@ -111,7 +111,7 @@ fn equals_take_one_round_trip_of_some_bytes() {
 }
 
 #[test]
-fn one_difference_takes_three_round_trips_at_most() {
+fn one_difference_takes_four_round_trips_at_most() {
     for case in 0..4 {
         let (mut here, mut there) = (filled(20_000), filled(20_000));
         let changed = if case % 2 == 0 { &mut here } else { &mut there };
@@ -119,10 +119,10 @@ fn one_difference_takes_three_round_trips_at_most() {
         changed.set(KEYSPACE, key(777), record);
         let report = run(&mut here, &mut there, case).unwrap();
         assert_equal(&here, &there);
-        assert!(report.round_trips <= 3, "{report:?}");
+        assert!(report.round_trips <= 4, "{report:?}");
         assert_eq!(report.updated + report.missing, 1);
         assert_eq!(report.objects_received + report.objects_sent, 1, "no record goes the wrong way");
-        assert!(overhead(&report) < 800.0, "{report:?}");
+        assert!(overhead(&report) < 1100.0, "{report:?}");
     }
 }
 

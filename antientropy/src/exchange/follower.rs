@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::{
     Object, Replica, Span, Stretch, TreeId,
     message::{ASKS_MAX, Ask, Interval, Levels, Outcome, Request, Response, Undecodable},
-    plan::{Plan, trees_of, union},
+    plan::{BUCKETS_LIMIT, Plan, trees_of, union},
 };
 use crate::{
     hash_tree::{Element, HashTree, Sum},
@@ -56,10 +56,10 @@ pub enum FollowError<E> {
 #[derive(Debug)]
 struct Session {
     salt: u64,
-    /// As it was agreed, and as it is after a list of sums was asked for.
+    /// As it was agreed or narrowed, and as it is after a list of sums was asked for.
     agreed: Plan,
     plan: Plan,
-    /// Of the buckets, while their cells are being asked for.
+    /// Of the trees, and later of the buckets, while their cells are being asked for.
     sketch: Option<Sketch>,
     groups: BTreeMap<u64, Group>,
 }
@@ -120,6 +120,10 @@ impl Follower {
                     return Ok(None);
                 }
             }
+            Request::Narrow { salt, trees } => {
+                let narrowed = self.session(salt).and_then(|session| session.narrow(replica, &trees));
+                narrowed.unwrap_or(Response::Forgotten)
+            }
             Request::Cells { salt, from, count } => {
                 let cells = self.session(salt).and_then(|session| session.cells(from, count));
                 cells.unwrap_or(Response::Forgotten)
@@ -178,7 +182,7 @@ impl Follower {
     ) -> Response {
         let levels = Levels::of(replica, &unbuilt).join(levels);
         let Some(plan) = Plan::new(replica, &unbuilt, &levels) else { return Response::Forgotten };
-        let mut sketch = Sketch::of_buckets(salt, plan.sums(replica, &unbuilt).into_iter());
+        let mut sketch = Sketch::of_buckets(salt, plan.of_roots().sums(replica, &unbuilt).into_iter());
         let survey = sketch.survey();
         let cells = sketch.cells(CELLS_AT_FIRST);
         self.session =
@@ -188,6 +192,22 @@ impl Follower {
 }
 
 impl Session {
+    fn narrow<R: Replica>(&mut self, replica: &R, trees: &[Interval]) -> Option<Response> {
+        if self.plan.lacks_kinds(replica) {
+            return None;
+        }
+        self.agreed = self.agreed.of_trees(trees).filter(|plan| plan.buckets() <= BUCKETS_LIMIT)?;
+        self.plan = self.agreed.clone();
+        // What it has nothing for now it does not know.
+        let unbuilt = union(&self.plan.unknown(replica, &replica.unbuilt()), &[]);
+        let sums = self.plan.sums(replica, &unbuilt);
+        let mut sketch = Sketch::of_buckets(self.salt, sums.into_iter());
+        let survey = sketch.survey();
+        let cells = sketch.cells(CELLS_AT_FIRST);
+        self.sketch = Some(sketch);
+        Some(Response::Narrowed { unbuilt, survey, cells })
+    }
+
     fn cells(&mut self, from: u64, count: u64) -> Option<Response> {
         let sketch = self.sketch.as_mut().filter(|sketch| sketch.made() as u64 == from)?;
         Some(Response::Cells(sketch.cells(bounded(count, CELLS_MAX))))

@@ -27,6 +27,8 @@ const WINDOW: usize = GROUPS_MAX / 2;
 const GROUP_KEYS: u64 = 1024;
 /// Intervals of one group at most.
 const GROUP_INTERVALS_MAX: usize = 512;
+/// From which share of differing trees on, one in so many, all are gone into.
+const NARROWED_TO: u64 = 3;
 /// From which share of differing buckets on, one in so many, the list of their sums is asked for.
 const LISTED_FROM: u64 = 3;
 /// By how many bits the buckets of that list are larger.
@@ -46,8 +48,12 @@ pub struct Exchange {
     left_out: Vec<PartitionId>,
     /// How fine this side's trees were when it began.
     levels: Levels,
-    /// Of the buckets, until it is known which differ.
+    /// Of the trees and then of the buckets, until it is known which differ.
     buckets: Option<Decoder>,
+    /// Whether it is known which trees differ.
+    is_narrow: bool,
+    /// How many keys this side had when it began.
+    keys: u64,
     /// How many of their cells are likely to suffice.
     sought: usize,
     /// The next tree whose sums are to be asked for, if a list is.
@@ -153,6 +159,7 @@ struct Awaited {
 #[derive(Debug)]
 enum Kind {
     Check,
+    Narrow,
     Cells,
     Sums,
     KeyCells(u64),
@@ -172,6 +179,8 @@ impl Exchange {
             left_out: unbuilt.clone(),
             levels: levels.clone(),
             buckets: None,
+            is_narrow: false,
+            keys: 0,
             sought: 0,
             listing: None,
             several: BTreeSet::new(),
@@ -234,6 +243,30 @@ impl Exchange {
                 }
                 let now = replica.unbuilt();
                 self.left_out = union(&unbuilt, &self.plan.unknown(replica, &now));
+                let sums = self.plan.of_roots().sums(replica, &now);
+                let sketch = Sketch::of_buckets(self.salt, sums.into_iter());
+                let differing = sketch.survey().differing(&survey);
+                let trees = self.plan.trees().len() as u64;
+                let of_trees = self.plan.trees().iter().filter_map(|planned| replica.tree(planned.tree));
+                self.keys = of_trees.map(HashTree::len).sum();
+                // Few are found out, and of many all are gone into.
+                if differing > CELLS_AT_FIRST as u64 && differing * NARROWED_TO > trees {
+                    let all = if trees > 0 { vec![Interval { first: 0, count: trees }] } else { Vec::new() };
+                    return Ok(vec![self.narrow(depth, all)?]);
+                }
+                self.sought = cells_for(differing * 3 / 5);
+                self.buckets = Some(Decoder::new(sketch));
+                if let Some(question) = self.bucket_cells(replica, depth, &cells)? {
+                    return Ok(vec![question]);
+                }
+            }
+            (Kind::Narrow, Response::Narrowed { unbuilt, survey, cells }) => {
+                if self.plan.lacks_kinds(replica) {
+                    return Err(ExchangeError::Forgotten);
+                }
+                let now = replica.unbuilt();
+                self.left_out = union(&self.left_out, &self.plan.unknown(replica, &now));
+                self.left_out = union(&self.left_out, &unbuilt);
                 let sums = self.plan.sums(replica, &now);
                 let held = sums.iter().filter(|sum| !sum.is_zero()).count() as u64;
                 let sketch = Sketch::of_buckets(self.salt, sums.into_iter());
@@ -330,7 +363,15 @@ impl Exchange {
         Question { number: self.next_question, message }
     }
 
-    /// Cells of the buckets.
+    /// Goes on with these trees alone.
+    fn narrow<E>(&mut self, depth: u32, trees: Vec<Interval>) -> Result<Question, ExchangeError<E>> {
+        self.plan = self.plan.of_trees(&trees).ok_or(ExchangeError::Senseless)?;
+        self.is_narrow = true;
+        let request = Request::Narrow { salt: self.salt, trees };
+        Ok(self.question(depth + 1, Kind::Narrow, &request))
+    }
+
+    /// Cells of the trees, or of the buckets.
     fn bucket_cells<R: Replica>(
         &mut self,
         replica: &R,
@@ -338,12 +379,18 @@ impl Exchange {
         cells: &[Cell],
     ) -> Result<Option<Question>, ExchangeError<R::Error>> {
         let mut decoder = self.buckets.take().ok_or(ExchangeError::Senseless)?;
-        let is_done = push_bounded(&mut decoder, cells, self.plan.buckets() as usize);
+        let sources = if self.is_narrow { self.plan.buckets() as usize } else { self.plan.trees().len() };
+        let is_done = push_bounded(&mut decoder, cells, sources);
         if is_done.ok_or(ExchangeError::Senseless)? {
-            for difference in decoder.differences() {
-                self.found_bucket(replica, difference.id, difference.sum);
+            if self.is_narrow {
+                for difference in decoder.differences() {
+                    self.found_bucket(replica, difference.id, difference.sum);
+                }
+                return Ok(None);
             }
-            return Ok(None);
+            let trees = decoder.differences().into_iter().map(|difference| difference.id);
+            let trees = self.plan.with_others_of_their_partitions(trees);
+            return self.narrow(depth, trees).map(Some);
         }
         let compared = decoder.compared();
         self.buckets = Some(decoder);
@@ -675,13 +722,7 @@ impl Exchange {
         let Some(((keyspace, _), _)) = self.asks.first_key_value() else { return Ok(None) };
         let keyspace = *keyspace;
         // One in some thousand asks then gets another key along.
-        let keys: u64 = self
-            .plan
-            .trees()
-            .iter()
-            .filter_map(|planned| replica.tree(planned.tree))
-            .map(HashTree::len)
-            .sum();
+        let keys = self.keys;
         let shift = 56_u8.saturating_sub(12 + 64 - keys.leading_zeros() as u8);
         let (mut asked, mut asks) = (Vec::new(), Vec::new());
         while asks.len() < ASKS_MAX

@@ -8,6 +8,7 @@
 //!            5 ask        keyspace (4), shift (1), list of: gap << 1 | has counter (number), counter (number)
 //!            6 fetch      salt (8), bucket (number), buckets (number), begin (8)
 //!            7 push       keyspace (4), objects
+//!            8 narrow     salt (8), intervals of trees
 //!
 //! response   1 equal      nothing
 //!            2 differs    levels, unbuilt, survey (bytes), cells
@@ -18,6 +19,7 @@
 //!            7 fetched    rest (option of 8), objects
 //!            8 pushed     objects, list of number: of those for which there was no room
 //!            9 forgotten  nothing
+//!           10 narrowed   unbuilt, survey (bytes), cells
 //!
 //! levels     list of: kind, level (1); list of: kind, partition (2), bits (1)
 //! kind       keyspace (4), copies (1)
@@ -67,7 +69,14 @@ pub(super) enum Request {
         /// Partitions whose trees the leader does not have yet.
         unbuilt: Vec<PartitionId>,
     },
-    /// The next cells of the sketch of buckets.
+    /// To go on with these trees alone.
+    Narrow {
+        /// From the check.
+        salt: u64,
+        /// Their numbers, in ascending order.
+        trees: Vec<Interval>,
+    },
+    /// The next cells of the sketch: of trees, and of buckets after they were narrowed.
     Cells {
         /// From the check.
         salt: u64,
@@ -138,12 +147,21 @@ pub(super) enum Response {
         levels: Levels,
         /// Partitions whose trees one of them does not have yet.
         unbuilt: Vec<PartitionId>,
+        /// How many of the trees differ.
+        survey: Survey,
+        /// The first cells of the sketch of the trees.
+        cells: Vec<Cell>,
+    },
+    /// Of the trees that are left.
+    Narrowed {
+        /// Partitions whose trees the follower has lost meanwhile.
+        unbuilt: Vec<PartitionId>,
         /// How many of their buckets differ.
         survey: Survey,
         /// The first cells of the sketch of the buckets.
         cells: Vec<Cell>,
     },
-    /// More cells of it.
+    /// More cells of the sketch.
     Cells(Vec<Cell>),
     /// Of each tree: how many keys it has, and the sums of its buckets. None if the tree is not known.
     Sums(Vec<Option<(u64, Vec<Sum>)>>),
@@ -190,7 +208,7 @@ pub(super) struct Levels {
     pub(super) coarse: Vec<(TreeId, u8)>,
 }
 
-/// Buckets in a row.
+/// Buckets, or trees, in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Interval {
     /// The first.
@@ -261,12 +279,8 @@ impl Request {
             Request::KeyCells { salt, group, intervals, from, count } => {
                 out.put_u8(4);
                 salt.put(&mut out);
-                put_numbers([*group, intervals.len() as u64], &mut out);
-                let mut end = 0;
-                for interval in intervals {
-                    put_numbers([interval.first - end, interval.count], &mut out);
-                    end = interval.first + interval.count;
-                }
+                put_number(*group, &mut out);
+                put_intervals(intervals, &mut out);
                 put_numbers([*from, *count], &mut out);
             }
             Request::Ask { keyspace, shift, asks } => {
@@ -291,6 +305,11 @@ impl Request {
                 out.put_u8(7);
                 keyspace.put(&mut out);
                 objects.put(&mut out);
+            }
+            Request::Narrow { salt, trees } => {
+                out.put_u8(8);
+                salt.put(&mut out);
+                put_intervals(trees, &mut out);
             }
         }
         out.freeze()
@@ -319,13 +338,7 @@ impl Request {
             },
             4 => {
                 let (salt, group) = (u64::take(from)?, number(from)?);
-                let mut end = 0_u64;
-                let intervals = list(from, 2, |from| {
-                    let first = end.checked_add(number(from)?).ok_or(Undecodable)?;
-                    let count = number(from)?;
-                    end = first.checked_add(count).ok_or(Undecodable)?;
-                    Ok(Interval { first, count })
-                })?;
+                let intervals = take_intervals(from)?;
                 Request::KeyCells { salt, group, intervals, from: number(from)?, count: number(from)? }
             }
             5 => {
@@ -348,10 +361,30 @@ impl Request {
                 Request::Fetch { salt, interval, begin: Token(u64::take(from)?) }
             }
             7 => Request::Push { keyspace: KeyspaceId::take(from)?, objects: Vec::take(from)? },
+            8 => Request::Narrow { salt: u64::take(from)?, trees: take_intervals(from)? },
             _ => return Err(Undecodable),
         };
         if input.is_empty() { Ok(request) } else { Err(Undecodable) }
     }
+}
+
+fn put_intervals(intervals: &[Interval], out: &mut BytesMut) {
+    put_number(intervals.len() as u64, out);
+    let mut end = 0;
+    for interval in intervals {
+        put_numbers([interval.first - end, interval.count], out);
+        end = interval.first + interval.count;
+    }
+}
+
+fn take_intervals(input: &mut Bytes) -> Result<Vec<Interval>> {
+    let mut end = 0_u64;
+    list(input, 2, |from| {
+        let first = end.checked_add(number(from)?).ok_or(Undecodable)?;
+        let count = number(from)?;
+        end = first.checked_add(count).ok_or(Undecodable)?;
+        Ok(Interval { first, count })
+    })
 }
 
 impl Response {
@@ -413,6 +446,12 @@ impl Response {
                 others.iter().for_each(|place| put_number(*place, &mut out));
             }
             Response::Forgotten => out.put_u8(9),
+            Response::Narrowed { unbuilt, survey, cells } => {
+                out.put_u8(10);
+                unbuilt.put(&mut out);
+                survey.put(&mut out);
+                cells.put(&mut out);
+            }
         }
         out.freeze()
     }
@@ -467,6 +506,11 @@ impl Response {
             }
             8 => Response::Pushed { objects: Vec::take(from)?, others: list(from, 1, number)? },
             9 => Response::Forgotten,
+            10 => Response::Narrowed {
+                unbuilt: Vec::take(from)?,
+                survey: Survey::take(from)?,
+                cells: Vec::take(from)?,
+            },
             _ => return Err(Undecodable),
         };
         if input.is_empty() { Ok(response) } else { Err(Undecodable) }

@@ -9,8 +9,9 @@
 //! 1. *Check.* The leader sends one digest over the roots of all trees that both have. If the other's is equal, everything
 //!    is: one round trip, and about fifty bytes, whatever the amount of data.
 //! 2. *Where.* Otherwise the follower answers with a [`Survey`](crate::sketch::Survey) and a few cells of a
-//!    [`Sketch`](crate::sketch::Sketch) of the trees' buckets, and the leader asks for as many more as the survey says.
-//!    Where so much differs that a list is shorter, it asks for the list.
+//!    [`Sketch`](crate::sketch::Sketch) of the trees' roots. The trees that differ are sketched again, bucket by bucket, and
+//!    the leader asks for as many cells as the survey says. Where so much differs that a list is shorter, it asks for the
+//!    list.
 //! 3. *What.* A bucket that is empty on one side is moved as a whole. A bucket in which one key differs gives away the
 //!    key's position by a division. The rest, where several keys differ, is sketched again, key by key.
 //! 4. *Which way.* Of a key that the leader lacks it asks for the record. Of one that the follower lacks it sends the

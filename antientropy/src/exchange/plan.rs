@@ -1,17 +1,20 @@
 //! What both sides number alike: the buckets of all trees that they have in common.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ring::PartitionId;
+use ring::{KeyspaceId, PartitionId};
 
-use super::{Replica, Span, TreeId, TreeKind, message::Levels};
-use crate::hash_tree::{HashTree, Sum};
+use super::{
+    Replica, Span, TreeId, TreeKind,
+    message::{Interval, Levels},
+};
+use crate::hash_tree::{BITS_MAX, HashTree, Sum};
 
 /// Buckets of an exchange, as many as one side wants: what a sketch of them takes has to be bounded. More keys make them
 /// larger.
 const BUCKETS_MAX: u64 = 1 << 18;
 /// Buckets that both sides together may come to.
-const BUCKETS_LIMIT: u64 = 1 << 20;
+pub(super) const BUCKETS_LIMIT: u64 = 1 << 20;
 
 /// The trees, and where the numbers of their buckets begin.
 #[derive(Clone, Debug)]
@@ -111,6 +114,35 @@ impl Plan {
         let mut plan = Plan { kinds: self.kinds.clone(), ..Plan::empty(self.partition_bits) };
         self.trees.iter().for_each(|planned| plan.push(planned.tree, planned.bits.saturating_sub(by)));
         plan
+    }
+
+    /// A bucket for each tree.
+    pub(super) fn of_roots(&self) -> Plan {
+        self.coarser(BITS_MAX)
+    }
+
+    /// Some of the trees alone. None if it does not have them.
+    pub(super) fn of_trees(&self, trees: &[Interval]) -> Option<Plan> {
+        let mut plan = Plan { kinds: self.kinds.clone(), ..Plan::empty(self.partition_bits) };
+        for interval in trees {
+            let first = usize::try_from(interval.first).ok()?;
+            let end = first.checked_add(usize::try_from(interval.count).ok()?)?;
+            self.trees.get(first..end)?.iter().for_each(|planned| plan.push(planned.tree, planned.bits));
+        }
+        Some(plan)
+    }
+
+    /// Some trees, and those of other counts of the same keyspaces and partitions: a record may move from one to another
+    /// before either is looked at.
+    pub(super) fn with_others_of_their_partitions(&self, trees: impl Iterator<Item = u64>) -> Vec<Interval> {
+        let tree = |number: u64| self.trees.get(usize::try_from(number).ok()?).map(|planned| planned.tree);
+        let places: BTreeSet<(KeyspaceId, PartitionId)> =
+            trees.filter_map(tree).map(|tree| (tree.kind.keyspace, tree.partition)).collect();
+        let is_of = |(_, planned): &(u64, &Planned)| {
+            places.contains(&(planned.tree.kind.keyspace, planned.tree.partition))
+        };
+        let numbers = (0..).zip(&self.trees).filter(is_of).map(|(number, _)| number);
+        numbers.map(|first| Interval { first, count: 1 }).collect()
     }
 
     fn push(&mut self, tree: TreeId, bits: u8) {
