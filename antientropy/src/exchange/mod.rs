@@ -26,6 +26,8 @@
 //! one sketch over all leaves of all trees.
 
 mod follower;
+#[cfg(test)]
+mod golden;
 mod leader;
 pub mod memory;
 mod message;
