@@ -73,6 +73,14 @@ impl RecordCache {
         self.slots[slot] = Some(Entry { object: object.clone(), record: Arc::clone(record), bytes });
     }
 
+    /// Nobody knows any more what the store holds.
+    pub(crate) fn clear_all(&mut self) {
+        if self.bytes > 0 {
+            self.slots.iter_mut().for_each(|slot| *slot = None);
+            self.bytes = 0;
+        }
+    }
+
     /// The store is about to hold something else.
     pub(crate) fn remove(&mut self, object: &ObjectKey) {
         if self.get(object).is_some()

@@ -135,8 +135,10 @@ pub enum Wake {
     Exchange,
     /// Hints are to be replayed.
     Hints,
-    /// A store that refused a batch may take one again, or hash trees are to be built.
+    /// A store that refused a batch may take one again.
     Storage,
+    /// Hash trees are to be built, or what is stored is to be scrubbed.
+    Background,
     /// A change of the document is to be tried again or given up, or founders are to be asked.
     Agreement,
 }

@@ -328,6 +328,8 @@ impl<S: Store> Local<S> {
     /// may be there the next time too, and its mark is written.
     pub(crate) fn fill(&mut self, partition: PartitionId) {
         self.replica.retire_actor(partition);
+        // What comes again has to be stored again, though it was read a moment ago.
+        self.replica.forget_cached();
         match self.copies.fill(partition) {
             Some(Before::Marked) => {
                 self.counters.copies_filled += 1;

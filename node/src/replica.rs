@@ -289,6 +289,11 @@ impl<S: Store> Replica<S> {
         }
     }
 
+    /// The store may not hold what it held: what is remembered of it is no record of what it holds.
+    pub(crate) fn forget_cached(&mut self) {
+        self.cache.clear_all();
+    }
+
     /// Stores a record, or removes one, with this turn's batch.
     ///
     /// `before` is what is held of it now; none if nothing is, or if nobody knows because it is damaged.

@@ -32,7 +32,7 @@ use crate::{
 /// Leaves of a tree while it is built, as a power of two; then as many are joined as the number of its keys allows.
 const BUILDING_BITS: u8 = 14;
 
-/// How long a partition that could not be read waits.
+/// How long a partition waits that could not be read.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 /// How long a scrub pauses after each stretch.
@@ -51,9 +51,9 @@ pub(crate) struct Trees {
     waiting: BTreeSet<PartitionId>,
     /// Partitions whose trees have become too coarse.
     coarse: BTreeSet<PartitionId>,
+    /// Partitions that could not be read, or in which damage was found, and when each is tried again.
+    delayed: BTreeMap<PartitionId, Duration>,
     building: Option<Building>,
-    /// When the next is begun, if one could not be read.
-    not_before: Duration,
     scrub: Scrub,
 }
 
@@ -72,8 +72,10 @@ struct Building {
 struct Scrub {
     /// How long all partitions take together.
     interval: Duration,
-    /// The last partition that was begun, and when.
-    last: Option<(PartitionId, Duration)>,
+    /// The first that may be the next.
+    from: PartitionId,
+    /// When the last one was begun.
+    begun: Option<Duration>,
     /// When its next stretch is due.
     pause_until: Duration,
 }
@@ -95,9 +97,14 @@ impl Trees {
             trees: BTreeMap::new(),
             waiting: BTreeSet::new(),
             coarse: BTreeSet::new(),
+            delayed: BTreeMap::new(),
             building: None,
-            not_before: Duration::ZERO,
-            scrub: Scrub { interval: scrub_interval, last: None, pause_until: Duration::ZERO },
+            scrub: Scrub {
+                interval: scrub_interval,
+                from: PartitionId(0),
+                begun: None,
+                pause_until: Duration::ZERO,
+            },
         }
     }
 
@@ -107,13 +114,16 @@ impl Trees {
         let copies: BTreeSet<PartitionId> = copies.collect();
         self.waiting.retain(|partition| copies.contains(partition));
         self.coarse.retain(|partition| copies.contains(partition));
+        self.delayed.retain(|partition, _| copies.contains(partition));
         if self.building.as_ref().is_some_and(|building| !copies.contains(&building.partition)) {
             self.building = None;
         }
         self.trees.retain(|partition, _| copies.contains(partition));
         let building = self.building.as_ref().map(|building| building.partition);
-        let is_new =
-            |partition: &&PartitionId| !self.trees.contains_key(*partition) && building != Some(**partition);
+        let is_new = |partition: &&PartitionId| {
+            let is_known = self.trees.contains_key(*partition) || self.delayed.contains_key(*partition);
+            !is_known && building != Some(**partition)
+        };
         self.waiting.extend(copies.iter().filter(is_new));
     }
 
@@ -172,7 +182,7 @@ impl Trees {
     pub(crate) fn census(&self) -> (usize, usize) {
         let unbuilt = self.building.as_ref().filter(|building| !self.trees.contains_key(&building.partition));
         let built = self.trees.len();
-        (built, built + self.waiting.len() + unbuilt.iter().len())
+        (built, built + self.waiting.len() + self.delayed.len() + unbuilt.iter().len())
     }
 
     /// How many bytes of memory their leaves take.
@@ -186,21 +196,24 @@ impl Trees {
             || !self.coarse.is_empty()
             || self.building.as_ref().is_some_and(|building| !building.is_scrub);
         if is_urgent {
-            return Some(self.not_before);
+            return Some(Duration::ZERO);
         }
-        if self.building.is_some() {
-            return Some(self.scrub.pause_until.max(self.not_before));
-        }
-        self.scrub.next_due(self.trees.len()).map(|at| at.max(self.not_before))
+        let scrub = if self.building.is_some() {
+            Some(self.scrub.pause_until)
+        } else {
+            self.scrub.next_due(self.trees.len())
+        };
+        self.delayed.values().copied().chain(scrub).min()
     }
 
     /// Where a scan goes on, if anything is due. Begins with the next partition if none is being scanned.
     fn next(&mut self, now: Duration, keyspaces: impl Iterator<Item = KeyspaceId>) -> Option<Next> {
-        if self.not_before > now {
-            return None;
-        }
-        if !self.waiting.is_empty() || !self.coarse.is_empty() {
-            self.building.take_if(|building| building.is_scrub);
+        let due = self.delayed.extract_if(.., |_, at| *at <= now).map(|(partition, _)| partition);
+        self.waiting.extend(due);
+        if (!self.waiting.is_empty() || !self.coarse.is_empty())
+            && let Some(put_off) = self.building.take_if(|building| building.is_scrub)
+        {
+            self.scrub.from = put_off.partition;
         }
         if self.building.is_none() {
             let (partition, is_scrub) = match self.waiting.pop_first().or_else(|| self.coarse.pop_first()) {
@@ -239,9 +252,17 @@ impl Trees {
         building.after = until;
     }
 
+    /// A partition could not be read, or its scan has found damage: others come first.
+    fn put_off(&mut self, partition: PartitionId, now: Duration) {
+        if self.waiting.remove(&partition) {
+            self.delayed.insert(partition, now + RETRY_AFTER);
+        }
+    }
+
     /// The partition that is being scanned has all its new trees. Returns it if it had others that say something else.
     fn finish(&mut self) -> Option<PartitionId> {
         let Building { partition, trees, .. } = self.building.take()?;
+        self.coarse.remove(&partition);
         let full = trees.into_iter().filter(|(_, tree)| !tree.is_empty());
         let fitted = full.map(|(kind, tree)| (kind, tree.fitted())).collect();
         let is_wrong = self.trees.get(&partition).is_some_and(|kept| !differing(kept, &fitted).is_empty());
@@ -270,19 +291,18 @@ impl Scrub {
     /// When the next partition is due, of so many.
     fn next_due(&self, partitions: usize) -> Option<Duration> {
         let each = self.interval / u32::try_from(partitions).ok().filter(|partitions| *partitions > 0)?;
-        Some(self.last.map_or(each, |(_, begun)| begun + each))
+        Some(self.begun.map_or(each, |begun| begun + each))
     }
 
     /// Begins with the next partition if it is due.
     fn begin(&mut self, now: Duration, trees: &BTreeMap<PartitionId, OfPartition>) -> Option<PartitionId> {
         // Whatever was built lately was scanned lately: the first is due when its share of the interval is over.
-        let last = self.last.get_or_insert((PartitionId(0), now)).0;
+        self.begun.get_or_insert(now);
         if self.next_due(trees.len()).is_none_or(|due| due > now) {
             return None;
         }
-        let after = PartitionId(last.0.saturating_add(1));
-        let next = *trees.range(after..).next().or_else(|| trees.first_key_value())?.0;
-        self.last = Some((next, now));
+        let next = *trees.range(self.from..).next().or_else(|| trees.first_key_value())?.0;
+        (self.from, self.begun) = (PartitionId(next.0.saturating_add(1)), Some(now));
         Some(next)
     }
 }
@@ -356,10 +376,9 @@ impl<S: Store> Local<S> {
             return;
         };
         let (start, end) = ObjectKey::range(keyspace, partition, document.partitions);
-        let Ok(scanned) = self.scan(partition, after.as_ref().unwrap_or(&start), &end, limit) else {
-            self.replica.trees.not_before = now + RETRY_AFTER;
-            return;
-        };
+        let scanned = self.scan(partition, after.as_ref().unwrap_or(&start), &end, limit);
+        self.replica.trees.put_off(partition, now);
+        let Ok(scanned) = scanned else { return };
         let records = scanned.records.iter().map(|(object, record)| (object, &**record));
         self.replica.trees.passed(partition, records, scanned.until);
     }

@@ -24,13 +24,13 @@ pub(super) const CELLS_MAX: usize = 3000;
 /// Sums of one answer at most, roughly.
 pub(super) const SUMS_MAX: u64 = 4096;
 /// Bytes of objects in one message at most, unless one alone is larger.
-pub(super) const OBJECTS_BYTES_MAX: usize = 16 << 10;
+pub(super) const OBJECTS_BYTES_MAX: usize = 8 << 10;
 /// Groups of keys that are sketched at the same time, at most.
 pub(super) const GROUPS_MAX: usize = 8;
 /// Messages' worth of objects that one position has at most.
 const STRETCHES_MAX: usize = 64;
-/// Keys of one group at most.
-const GROUP_KEYS_MAX: usize = 1 << 16;
+/// Keys of one group at most: of more, all are sent instead.
+pub(super) const GROUP_KEYS_MAX: usize = 1 << 12;
 
 /// What the following side of an exchange remembers. It may be dropped at any time: the leader then begins anew.
 #[derive(Debug, Default)]

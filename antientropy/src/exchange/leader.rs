@@ -9,8 +9,8 @@ use thiserror::Error;
 use super::{
     Object, Replica, Span, TreeId,
     follower::{
-        CELLS_AT_FIRST, CELLS_MAX, GROUPS_MAX, OBJECTS_BYTES_MAX, SUMS_MAX, at_position, digest_of_roots,
-        elements_of, group_salt,
+        CELLS_AT_FIRST, CELLS_MAX, GROUP_KEYS_MAX, GROUPS_MAX, OBJECTS_BYTES_MAX, SUMS_MAX, at_position,
+        digest_of_roots, elements_of, group_salt,
     },
     message::{ASKS_MAX, Ask, Interval, Levels, Outcome, Request, Response, Undecodable},
     plan::{Plan, union},
@@ -24,7 +24,7 @@ use crate::{
 /// Questions that wait for an answer at the same time, at most.
 const WINDOW: usize = GROUPS_MAX / 2;
 /// Keys of one group, roughly.
-const GROUP_KEYS: u64 = 1024;
+const GROUP_KEYS: u64 = 512;
 /// Intervals of one group at most.
 const GROUP_INTERVALS_MAX: usize = 512;
 /// From which share of differing trees on, one in so many, all are gone into.
@@ -597,7 +597,12 @@ impl Exchange {
         if rest.is_some() && objects.is_empty() {
             return Err(ExchangeError::Senseless);
         }
-        let ours = replica.elements(planned.tree, compared, usize::MAX).map_err(ExchangeError::Replica)?;
+        let ours =
+            replica.elements(planned.tree, compared, GROUP_KEYS_MAX).map_err(ExchangeError::Replica)?;
+        if ours.is_none() {
+            // Far more than the peer has sent: it gets all of it, a message after the other.
+            self.pushed_spans.push_back((planned.tree, compared));
+        }
         let ours: BTreeSet<u64> = ours.iter().flatten().map(|element| element.position().get()).collect();
         self.report.missing += tokens.symmetric_difference(&ours).count() as u64;
         self.pushes.extend(ours.difference(&tokens).map(|position| (keyspace, *position)));
@@ -725,7 +730,9 @@ impl Exchange {
         let keys = self.keys;
         let shift = 56_u8.saturating_sub(12 + 64 - keys.leading_zeros() as u8);
         let (mut asked, mut asks) = (Vec::new(), Vec::new());
+        // What is to be sent instead is read here, too.
         while asks.len() < ASKS_MAX
+            && self.pushes.len() < 2 * ASKS_MAX
             && let Some(entry) = self.asks.first_entry().filter(|entry| entry.key().0 == keyspace)
         {
             let ((_, position), found) = entry.remove_entry();

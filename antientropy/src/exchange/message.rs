@@ -49,7 +49,7 @@ use crate::{
 };
 
 /// Asks in one message at most.
-pub(super) const ASKS_MAX: usize = 128;
+pub(super) const ASKS_MAX: usize = 32;
 /// Bits that asks leave out at most: the positions that are left are those of a few keys, of however few there are.
 pub(super) const SHIFT_MAX: u8 = 44;
 /// The largest position, and what is above it and shares its key.

@@ -47,6 +47,8 @@ pub(crate) struct ExchangeOperation {
     /// Whether something differs, and this is what the node is busy with.
     is_engaged: bool,
     was_put_off: bool,
+    /// Whether there was a reason for it beside that it was time.
+    was_wanted: bool,
     timer: Duration,
 }
 
@@ -88,6 +90,7 @@ impl ExchangeOperation {
             stage,
             is_engaged: false,
             was_put_off: false,
+            was_wanted: false,
             timer,
         };
         started.ask(local);

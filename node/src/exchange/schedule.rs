@@ -47,8 +47,15 @@ struct Peer {
     /// Whether there is a reason for one, whoever usually leads.
     is_wanted: bool,
     synced: Synced,
-    /// What is remembered of the one that the peer leads, and when it last asked.
-    follower: Option<(Follower, Duration)>,
+    follower: Option<Following>,
+}
+
+/// What is remembered of an exchange that the peer leads.
+struct Following {
+    follower: Follower,
+    /// When the peer first asked, and when it last did.
+    first: Duration,
+    last: Duration,
 }
 
 /// How far both nodes are known to be in sync.
@@ -84,12 +91,14 @@ impl Exchanges {
         let mut before = std::mem::take(&mut self.peers);
         for (peer, mut partitions) in shared {
             partitions.dedup();
-            let shared = Arc::from(partitions);
+            let shared: Arc<[PartitionId]> = Arc::from(partitions);
             let store = local.recorded_store(peer);
             let planned = match before.remove(&peer) {
                 // What was agreed with it was about other partitions, perhaps.
-                Some(known) if known.store == store => Peer { shared, follower: None, ..known },
-                // What another store of it had is no matter.
+                Some(known) if known.store == store && is_part(&shared, &known.shared) => {
+                    Peer { shared, follower: None, ..known }
+                }
+                // What another store of it had is no matter, and what is shared now was not compared.
                 Some(known) => {
                     let synced = Synced::never(local.now.monotonic);
                     Peer { store, shared, synced, follower: None, ..known }
@@ -143,14 +152,15 @@ impl Exchanges {
                     local.become_whole(partition);
                 }
             }
-            peer.follower.take_if(|(_, asked)| *asked + 2 * local.settings.exchange_silent_after < now);
+            peer.follower
+                .take_if(|following| following.last + 2 * local.settings.exchange_silent_after < now);
             let leads = lacks || peer.is_wanted || local.node < node;
             let is_up = leads && local.is_up(node);
             let exchange = if is_up { ExchangeOperation::start(local, node, &peer.shared) } else { None };
             match exchange {
-                Some(exchange) => {
+                Some(mut exchange) => {
                     peer.is_running = true;
-                    peer.is_wanted = false;
+                    exchange.was_wanted = std::mem::take(&mut peer.is_wanted);
                     self.running += 1;
                     started.push(exchange);
                 }
@@ -194,6 +204,7 @@ impl Exchanges {
         let Some(peer) = self.peers.get_mut(&ended.peer).filter(|peer| peer.is_running) else { return };
         self.running -= 1;
         peer.is_running = false;
+        peer.is_wanted |= ended.was_wanted && !ended.is_complete();
         let is_all = ended.is_complete() && left_out.is_empty();
         let differed = u32::try_from(ended.exchange.differing()).unwrap_or(u32::MAX);
         if is_all {
@@ -209,6 +220,11 @@ impl Exchanges {
             false => RETRY_AFTER,
         };
         peer.at = local.now.monotonic + jittered(local, wait);
+    }
+
+    /// Whether something is shared with a node.
+    pub(crate) fn is_with(&self, node: NodeId) -> bool {
+        self.peers.contains_key(&node)
     }
 
     /// When something is due next.
@@ -229,10 +245,10 @@ impl Exchanges {
         self.engagement.release(from, Role::Follows);
         let is_recorded = local.recorded_store(from) == Some(store);
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        peer.follower = None;
-        if let Some((begun, differed)) = in_sync.filter(|_| is_recorded) {
-            // Something may have been lost here after it began.
-            let at = local.now.monotonic.saturating_sub(begun);
+        let first = peer.follower.take().map(|following| following.first);
+        if let (Some((begun, differed)), Some(first)) = (in_sync.filter(|_| is_recorded), first) {
+            // It began before this node was asked; and what was lost here since is not there any more.
+            let at = local.now.monotonic.saturating_sub(begun).min(first);
             if peer.synced.is_known || at >= peer.synced.since {
                 peer.in_sync(local, from, at, differed);
             }
@@ -255,10 +271,14 @@ impl Exchanges {
         let may_engage = self.engagement.may_engage(local, from, Role::Follows);
         let answer = self.peers.get_mut(&from).and_then(|peer| {
             let mut facing = Facing::following(local, from, &peer.shared)?;
-            let (follower, asked) = peer.follower.get_or_insert_with(|| (Follower::new(), now));
-            *asked = now;
+            let new = || Following { follower: Follower::new(), first: now, last: now };
+            let following = peer.follower.get_or_insert_with(new);
+            following.last = now;
+            let follower = &mut following.follower;
+            // That something differs is said at once; whether the peer goes into it is for the peer to say.
+            let was_engaged = follower.is_engaged();
             let answer = follower.answer(&mut facing, question, may_engage).ok();
-            if follower.is_engaged() && answer.is_some() {
+            if was_engaged && follower.is_engaged() && answer.is_some() {
                 self.engagement.engage(local, from, Role::Follows);
             }
             answer
@@ -283,6 +303,11 @@ impl Peer {
         let wall = local.now.wall.0.saturating_sub(u64::try_from(ago).unwrap_or(u64::MAX));
         local.lag.in_sync(node, begun, UnixMillis(wall));
     }
+}
+
+/// Whether all of some partitions are among others, both in ascending order.
+fn is_part(some: &[PartitionId], others: &[PartitionId]) -> bool {
+    some.iter().all(|partition| others.binary_search(partition).is_ok())
 }
 
 /// So long, and up to a quarter more.

@@ -168,6 +168,7 @@ impl Hints {
         let pending = |(&target, queue): (&NodeId, &Queue)| {
             let heads = [queue.counted.first_key_value(), queue.plain.first_key_value()];
             let since = heads.into_iter().flatten().map(|(_, object)| queue.waiting[object].1.since);
+            let since = since.chain(queue.flying.values().map(|owed| owed.since));
             let (count, counted) = (queue.waiting.len() + queue.flying.len(), queue.counted());
             HintsPending { target, count, counted, oldest: since.min() }
         };

@@ -1,10 +1,6 @@
 //! The cluster document: heard of, written down, adopted once it is synced.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ring::{ClusterDocument, Epoch, Member, NodeId, PartitionId, StoreId};
 
@@ -122,9 +118,7 @@ impl<S: Store> Node<S> {
             }
         }
         self.exchanges.plan(local);
-        let members = local.document.iter().flat_map(|document| document.members.keys());
-        let members: BTreeSet<NodeId> = members.copied().collect();
-        local.lag.keep(|node| members.contains(&node));
+        local.lag.keep(|node| self.exchanges.is_with(node));
         // Everyone hears of the epoch in the header of the next greeting.
         local.peers.greet_all_soon();
         self.document_changed();

@@ -293,8 +293,23 @@ impl<S: Store> Node<S> {
         self.local.peers.heed_clock(now);
     }
 
-    /// Does what is due.
+    /// Does what is due, and a piece of the background's work.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.handle_due(now);
+        self.handle_background(now);
+    }
+
+    /// Does a piece of what nobody waits for: scans for hash trees. Whoever drives the node says when, and may let it wait.
+    pub fn handle_background(&mut self, now: Now) {
+        self.set_now(now);
+        self.is_turn_open = true;
+        if !self.local.is_stopping {
+            self.local.build_trees();
+        }
+    }
+
+    /// Does what is due but for the background's work.
+    pub fn handle_due(&mut self, now: Now) {
         self.set_now(now);
         self.is_turn_open = true;
         while let Some(&(at, operation)) = self.local.timers.first() {
@@ -309,9 +324,6 @@ impl<S: Store> Node<S> {
             self.local.replica.put_meta(self.local.peers.to_store());
         }
         self.membership.handle_timeout(now.monotonic);
-        if !self.local.is_stopping {
-            self.local.build_trees();
-        }
         // A store that could not be read when the process began may be readable by now.
         let _ = self.local.voter();
         if let Some((node, epoch)) = self.newer_epoch.filter(|_| !self.local.is_stopping) {
@@ -332,6 +344,19 @@ impl<S: Store> Node<S> {
     /// When [`Node::handle_timeout`] is to be called, and why.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Duration, Wake)> {
+        let background = self.poll_background().map(|at| (at, Wake::Background));
+        self.poll_due().into_iter().chain(background).min()
+    }
+
+    /// When [`Node::handle_background`] is to be called.
+    #[must_use]
+    pub fn poll_background(&self) -> Option<Duration> {
+        self.local.replica.trees.next_due().filter(|_| !self.local.is_stopping)
+    }
+
+    /// When [`Node::handle_due`] is to be called, and why.
+    #[must_use]
+    pub fn poll_due(&self) -> Option<(Duration, Wake)> {
         let settings = &self.local.settings;
         let background = (!self.local.is_stopping).then_some((&self.exchanges, &self.hints));
         let document = self.newer_epoch.filter(|_| !self.local.is_stopping);
@@ -344,7 +369,6 @@ impl<S: Store> Node<S> {
             document.map(|_| (ask_at, Wake::Peers)),
             self.probe_at.map(|at| (at, Wake::Storage)),
             self.membership.next_due().map(|at| (at, Wake::Membership)),
-            background.and_then(|_| self.local.replica.trees.next_due()).map(|at| (at, Wake::Storage)),
             background.and_then(|(exchanges, _)| exchanges.next_due(settings)).map(|at| (at, Wake::Exchange)),
             background.and_then(|(_, hints)| hints.next_due(&self.local)).map(|at| (at, Wake::Hints)),
         ]

@@ -16,7 +16,7 @@ use client::{
     Reply,
     wire::{ControlError, ControlReply, ControlRequest},
 };
-use ring::Epoch;
+use ring::{Epoch, NodeId};
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -134,7 +134,7 @@ pub(crate) struct Driver {
     stopping_since: Option<Duration>,
     look_again_at: Duration,
     mail: Vec<Mail>,
-    /// Messages of exchanges that wait for their time.
+    /// Messages of exchanges that wait for their time; when there is none, what is to be scanned has its turn.
     background: VecDeque<Input>,
     pace: Pace,
     refusals: Refusals,
@@ -167,6 +167,11 @@ impl Refusals {
             *self = Refusals::default();
         }
     }
+}
+
+/// Whether it is a message of this peer.
+fn is_from(input: &Input, peer: NodeId) -> bool {
+    matches!(input, Input::Peer(envelope) if envelope.header.from == peer)
 }
 
 /// Whether it is a message of an exchange, which takes its time.
@@ -213,7 +218,10 @@ impl Driver {
                 changed = parts.stop.changed(), if self.stopping_since.is_none() => told_to_stop = changed.is_ok(),
                 () = time::sleep_until(deadline) => {}
             }
-            self.turn(commit, told_to_stop)?;
+            if self.turn(commit, told_to_stop)? {
+                // More of it may be due at once: connections come first.
+                tokio::task::yield_now().await;
+            }
             if let Some(ask) = ask {
                 self.answer(ask);
             }
@@ -231,13 +239,14 @@ impl Driver {
         let now = self.parts.clock.now().monotonic;
         let interval = if *self.parts.ready.borrow() { Duration::from_secs(1) } else { READY_INTERVAL };
         let idle = now + interval;
-        let wanted = self.parts.node.poll_timeout().map_or(idle, |(at, _)| at.min(idle));
-        let background = self.background.front().map_or(idle, |_| self.pace.not_before());
+        let wanted = self.parts.node.poll_due().map_or(idle, |(at, _)| at.min(idle));
+        let background = self.background_due().map_or(idle, |at| at.max(self.pace.not_before()));
         self.parts.clock.instant(wanted.min(background))
     }
 
-    /// Everything that has arrived, then everything that is due, then everything that is to be done.
-    fn turn(&mut self, commit: Option<CommitEvent>, told_to_stop: bool) -> Result<(), DriverError> {
+    /// Everything that has arrived, then everything that is due, then everything that is to be done, and then a piece of the
+    /// background's work if it may be: whether it was.
+    fn turn(&mut self, commit: Option<CommitEvent>, told_to_stop: bool) -> Result<bool, DriverError> {
         let now = self.parts.clock.now();
         let mut commit = commit;
         while let Some(event) = commit {
@@ -255,7 +264,13 @@ impl Driver {
                         self.background.push_back(input);
                     }
                 }
-                Mail::Input(input) => self.parts.node.handle(now, input),
+                Mail::Input(input) => {
+                    if let Input::Left(peer) = input {
+                        // What it said before would speak for its life.
+                        self.background.retain(|waiting| !is_from(waiting, peer));
+                    }
+                    self.parts.node.handle(now, input);
+                }
                 Mail::Request { from, id, mut request, arrived } => {
                     let kind = RequestKind::of(&request);
                     let client = self.next_tag();
@@ -275,22 +290,28 @@ impl Driver {
             self.stopping_since = Some(now.monotonic);
             self.parts.node.handle(now, Input::Stop);
         }
-        if self.parts.node.poll_timeout().is_some_and(|(at, _)| at <= now.monotonic) {
-            self.parts.node.handle_timeout(now);
+        if self.parts.node.poll_due().is_some_and(|(at, _)| at <= now.monotonic) {
+            self.parts.node.handle_due(now);
         }
-        let work = self.background.pop_front_if(|_| self.pace.not_before() <= now.monotonic);
-        let Some(work) = work else {
-            self.finish_turn();
-            return Ok(());
-        };
         // What else is to be done comes first.
         self.finish_turn();
-        let began = self.parts.clock.now();
-        self.parts.node.handle(began, work);
-        self.finish_turn();
-        let ended = self.parts.clock.now().monotonic;
-        self.pace.worked(ended, ended.saturating_sub(began.monotonic));
-        Ok(())
+        let is_due = self.background_due().is_some_and(|at| at.max(self.pace.not_before()) <= now.monotonic);
+        if is_due {
+            let began = self.parts.clock.now();
+            match self.background.pop_front() {
+                Some(work) => self.parts.node.handle(began, work),
+                None => self.parts.node.handle_background(began),
+            }
+            self.finish_turn();
+            let ended = self.parts.clock.now().monotonic;
+            self.pace.worked(ended, ended.saturating_sub(began.monotonic));
+        }
+        Ok(is_due)
+    }
+
+    /// When the next piece of background work could be done: a message of an exchange, or a stretch to scan.
+    fn background_due(&self) -> Option<Duration> {
+        if self.background.is_empty() { self.parts.node.poll_background() } else { Some(Duration::ZERO) }
     }
 
     fn next_tag(&mut self) -> ClientTag {

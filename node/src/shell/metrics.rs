@@ -390,7 +390,7 @@ fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
         counter(
             "quorate_antientropy_exchanges_total",
             "Exchanges that this node has led, by outcome: all was equal at once, differences were repaired, put off because \
-             one of the two was busy with another, or given up.",
+             the peer was busy with another or could not answer, or given up.",
             labelled("outcome", &exchanges),
         ),
         counter(

@@ -22,6 +22,10 @@ const LEARN: f64 = 0.02;
 const SEEN_MIN: u32 = 100;
 /// How long after the last request nobody is disturbed.
 const QUIET_AFTER: Duration = Duration::from_millis(200);
+/// The longest wait: whoever leads gives up an exchange that is silent for two seconds.
+const WAIT_MAX: Duration = Duration::from_millis(200);
+/// Pieces of work that follow each other within this time disturb; a single one now and then is usual.
+const IN_A_ROW: Duration = Duration::from_millis(100);
 /// How long after an exchange's last message requests are as usual again.
 const CALM_AFTER: Duration = Duration::from_millis(500);
 
@@ -32,6 +36,8 @@ pub(crate) struct Pace {
     usual: f64,
     seen: u32,
     last_request: Option<Duration>,
+    /// When the last piece of work ended, and the last of several in a row.
+    last_piece: Option<Duration>,
     last_work: Option<Duration>,
     not_before: Duration,
 }
@@ -44,6 +50,7 @@ impl Pace {
             usual: 0.001,
             seen: 0,
             last_request: None,
+            last_piece: None,
             last_work: None,
             not_before: Duration::ZERO,
         }
@@ -66,9 +73,12 @@ impl Pace {
 
     /// A message of an exchange was handled, which took so long and ended now.
     pub(crate) fn worked(&mut self, now: Duration, taken: Duration) {
-        self.last_work = Some(now);
+        if self.last_piece.replace(now).is_some_and(|last| now <= last + IN_A_ROW) {
+            self.last_work = Some(now);
+        }
         let is_quiet = self.last_request.is_none_or(|last| now > last + QUIET_AFTER);
-        self.not_before = if is_quiet { now } else { now + taken.mul_f64(1.0 / self.share - 1.0) };
+        let wait = taken.mul_f64(1.0 / self.share - 1.0).min(WAIT_MAX);
+        self.not_before = if is_quiet { now } else { now + wait };
     }
 
     /// When the next may be handled.

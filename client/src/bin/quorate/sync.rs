@@ -22,14 +22,16 @@ use crate::{
 
 /// How often it is asked how far a repair has come.
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often in a row a node does not answer before it is given up.
+const SILENT_MAX: u32 = 5;
 /// How often a line is written where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What `lag` prints.
 #[derive(Serialize)]
 struct LagDocument {
-    /// How old the oldest write is that some member knows not to be on all its replicas.
-    convergence_lag_ms: u64,
+    /// How old the oldest write is that some member knows not to be on all its replicas; none if no member answered.
+    convergence_lag_ms: Option<u64>,
     members: Vec<LagMember>,
     pairs: Vec<PairDocument>,
 }
@@ -109,7 +111,7 @@ fn describe(statuses: &Statuses) -> LagDocument {
         .flat_map(|(node, status)| status.peers.iter().filter_map(move |peer| pair(node, peer)))
         .collect();
     let lags = members.iter().filter_map(|member| member.convergence_lag_ms);
-    LagDocument { convergence_lag_ms: lags.max().unwrap_or(0), members, pairs }
+    LagDocument { convergence_lag_ms: lags.max(), members, pairs }
 }
 
 /// The members that have answered.
@@ -118,10 +120,16 @@ fn known(statuses: &Statuses) -> impl Iterator<Item = (NodeId, &NodeStatus)> {
 }
 
 fn write(lag: &LagDocument, text: &mut String) {
+    let others = match lag.members.iter().any(|member| member.reason.is_some()) {
+        true => ", as far as those know that answered",
+        false => "",
+    };
     let _ = match lag.convergence_lag_ms {
-        0 => writeln!(text, "no write is known to be missing anywhere\n"),
-        lag_ms => {
-            writeln!(text, "the oldest write that is known to be missing somewhere: {}\n", span(lag_ms))
+        None => writeln!(text, "no member has answered"),
+        Some(0) => writeln!(text, "no write is known to be missing anywhere{others}\n"),
+        Some(lag_ms) => {
+            let lag = span(lag_ms);
+            writeln!(text, "the oldest write that is known to be missing somewhere{others}: {lag}\n")
         }
     };
     let names = ["node", "peer", "in sync", "differed in", "hints", "oldest hint", ""];
@@ -180,20 +188,34 @@ pub(crate) async fn repair(repair: Repair, global: &Global, output: &Output) -> 
         }
     }
     open.retain(|(one, other), _| !unreachable.contains(one) && !unreachable.contains(other));
-    let pairs = open.len();
+    let (pairs, mut given_up) = (open.len(), 0);
     if repair.wait {
         let mut progress = SyncProgress::begin(pairs);
+        let mut silent: BTreeMap<NodeId, u32> = BTreeMap::new();
         while !open.is_empty() {
             tokio::time::sleep(ASK_INTERVAL).await;
-            for (node, status) in known(&ask_all(&session.client, &document, wait).await) {
+            // What a node says is about a time after this.
+            let asked = Instant::now();
+            let statuses = ask_all(&session.client, &document, wait).await;
+            for (node, status) in known(&statuses) {
                 let synced = status.peers.iter().filter_map(|peer| Some((peer.node, peer.sync?)));
                 for (peer, sync) in synced {
                     let pair = (node.min(peer), node.max(peer));
-                    if open.get(&pair).is_some_and(|begun| is_since(sync, *begun)) {
+                    if open.get(&pair).is_some_and(|begun| is_since(sync, asked, *begun)) {
                         open.remove(&pair);
                     }
                 }
             }
+            for node in &nodes {
+                let times = silent.entry(*node).or_default();
+                *times = if statuses.get(node).is_some_and(Result::is_ok) { 0 } else { *times + 1 };
+                if *times >= SILENT_MAX {
+                    unreachable.insert(*node);
+                }
+            }
+            let before = open.len();
+            open.retain(|(one, other), _| !unreachable.contains(one) && !unreachable.contains(other));
+            given_up += before - open.len();
             progress.show(pairs - open.len(), &open);
         }
         progress.end();
@@ -202,7 +224,7 @@ pub(crate) async fn repair(repair: Repair, global: &Global, output: &Output) -> 
     let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let shown = RepairDocument {
         pairs,
-        in_sync: repair.wait.then_some(pairs - open.len()),
+        in_sync: repair.wait.then_some(pairs - given_up),
         unreachable: unreachable.iter().map(|node| node.0).collect(),
         elapsed_ms,
     };
@@ -248,9 +270,9 @@ fn concerned(
     Ok(nodes)
 }
 
-/// Whether two nodes were in sync at a time after this.
-fn is_since(sync: SyncStatus, begun: Instant) -> bool {
-    sync.is_known && Duration::from_millis(sync.age_ms) < begun.elapsed()
+/// Whether two nodes were in sync at a time after a repair was begun, as one of them said that was asked at this time.
+fn is_since(sync: SyncStatus, asked: Instant, begun: Instant) -> bool {
+    sync.is_known && Duration::from_millis(sync.age_ms) < asked.saturating_duration_since(begun)
 }
 
 /// How many pairs of nodes are in sync: a bar where a person watches, and a line every few seconds elsewhere.
