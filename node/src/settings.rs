@@ -69,6 +69,9 @@ pub struct Settings {
     pub hint_age_max: Duration,
     /// How often what this node shares with each peer is compared with it.
     pub exchange_interval: Duration,
+    /// Whether an exchange is also due at once with a peer that was away or for whom a hint was dropped, and after a start.
+    /// Without it hints alone have to bring what they owe, which tests ask of them.
+    pub exchange_on_suspicion: bool,
     /// Exchanges that this node leads at once.
     pub exchanges_max: usize,
     /// Bytes that wait for this node's own disk while it leads an exchange, from which on it asks for no more.
@@ -144,6 +147,7 @@ impl Settings {
             hints_granted_max: 512,
             hint_age_max: Duration::from_secs(3 * 3600),
             exchange_interval: Duration::from_secs(5),
+            exchange_on_suspicion: true,
             exchanges_max: 4,
             exchange_unsynced_max: 1 << 20,
             scan_stretch_keys: 64,

@@ -373,6 +373,7 @@ impl Swarm {
             }
             Profile::HintsAlone => {
                 self.settings.exchange_interval = Duration::from_secs(86_400);
+                self.settings.exchange_on_suspicion = false;
                 self.settings.hints_per_peer_max = 1000;
                 self.settings.clock_drift_max = Duration::from_secs(1_000_000);
                 self.faults = Faults {

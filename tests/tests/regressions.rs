@@ -42,6 +42,7 @@ fn named(request: u128) -> WriteOptions {
 fn hints_alone() -> Swarm {
     let mut swarm = Swarm::calm(3);
     swarm.settings.exchange_interval = Duration::from_secs(86_400);
+    swarm.settings.exchange_on_suspicion = false;
     swarm
 }
 
@@ -535,6 +536,7 @@ fn read_repairs_are_counted_with_their_age_whether_merged_or_hinted() {
     for disk_fails in [false, true] {
         let mut swarm = Swarm::calm(3);
         swarm.settings.exchange_interval = Duration::from_secs(86_400);
+        swarm.settings.exchange_on_suspicion = false;
         let mut scenario = Scenario::new(swarm);
         let [first, second, third] = [0, 1, 2].map(|position| scenario.replica(STOCK, position));
         scenario.cut(first, third);

@@ -29,6 +29,7 @@ fn strict(level: Level) -> WriteOptions {
 fn without_exchanges() -> Scenario {
     let mut swarm = Swarm::calm(NODES);
     swarm.settings.exchange_interval = Duration::from_secs(86_400);
+    swarm.settings.exchange_on_suspicion = false;
     Scenario::new(swarm)
 }
 
@@ -171,6 +172,7 @@ fn others_stand_in_for_replicas_that_are_silent() {
 fn what_was_counted_is_kept_and_what_cannot_be_kept_is_refused() {
     let mut swarm = Swarm::calm(NODES);
     swarm.settings.exchange_interval = Duration::from_secs(86_400);
+    swarm.settings.exchange_on_suspicion = false;
     swarm.settings.hint_age_max = ms(500);
     swarm.settings.hints_per_peer_max = 1;
     swarm.partitions = 1;

@@ -88,6 +88,8 @@ impl Exchanges {
             // Owners of several datacenters may come more than once in no list.
             sharers.iter().for_each(|peer| shared.entry(*peer).or_default().push(*partition));
         }
+        let at_once = local.settings.exchange_on_suspicion;
+        let first_after = if at_once { Duration::ZERO } else { local.settings.exchange_interval };
         let mut before = std::mem::take(&mut self.peers);
         for (peer, mut partitions) in shared {
             partitions.dedup();
@@ -106,7 +108,7 @@ impl Exchanges {
                 None => Peer {
                     store,
                     shared,
-                    at: local.now.monotonic,
+                    at: local.now.monotonic + first_after,
                     is_running: false,
                     is_wanted: false,
                     synced: Synced::never(local.now.monotonic),
@@ -134,7 +136,8 @@ impl Exchanges {
             }
         }
         for peer in std::mem::take(&mut local.to_compare) {
-            if let Some(peer) = self.peers.get_mut(&peer) {
+            let peer = self.peers.get_mut(&peer).filter(|_| local.settings.exchange_on_suspicion);
+            if let Some(peer) = peer {
                 peer.is_wanted = true;
                 peer.at = peer.at.min(now);
             }
