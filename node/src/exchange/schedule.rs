@@ -64,6 +64,8 @@ struct Synced {
     /// When the last exchange began that found or made everything equal; if there was none, since when one is missing.
     since: Duration,
     is_known: bool,
+    /// When something was last lost: what began before says nothing.
+    lost_at: Duration,
     /// In how many partitions it found differences.
     differed: u32,
 }
@@ -71,7 +73,13 @@ struct Synced {
 impl Synced {
     /// There was no exchange yet since something may have been lost.
     fn never(now: Duration) -> Synced {
-        Synced { since: now, is_known: false, differed: 0 }
+        Synced { since: now, is_known: false, lost_at: now, differed: 0 }
+    }
+
+    /// Something may have been lost now.
+    fn lost(&mut self, now: Duration) {
+        let since = if self.is_known { now } else { self.since };
+        *self = Synced { since, ..Synced::never(now) };
     }
 }
 
@@ -85,14 +93,12 @@ impl Exchanges {
     pub(crate) fn plan<S: Store>(&mut self, local: &Local<S>) {
         let mut shared: BTreeMap<NodeId, Vec<PartitionId>> = BTreeMap::new();
         for (partition, sharers) in &local.sharers {
-            // Owners of several datacenters may come more than once in no list.
             sharers.iter().for_each(|peer| shared.entry(*peer).or_default().push(*partition));
         }
         let at_once = local.settings.exchange_on_suspicion;
         let first_after = if at_once { Duration::ZERO } else { local.settings.exchange_interval };
         let mut before = std::mem::take(&mut self.peers);
-        for (peer, mut partitions) in shared {
-            partitions.dedup();
+        for (peer, partitions) in shared {
             let shared: Arc<[PartitionId]> = Arc::from(partitions);
             let store = local.recorded_store(peer);
             let planned = match before.remove(&peer) {
@@ -129,9 +135,7 @@ impl Exchanges {
             for peer in local.sharers.get(&partition).into_iter().flatten() {
                 if let Some(peer) = self.peers.get_mut(peer) {
                     peer.at = peer.at.min(now + delay);
-                    if peer.synced.is_known {
-                        peer.synced = Synced::never(now);
-                    }
+                    peer.synced.lost(now);
                 }
             }
         }
@@ -252,9 +256,7 @@ impl Exchanges {
         if let (Some((begun, differed)), Some(first)) = (in_sync.filter(|_| is_recorded), first) {
             // It began before this node was asked; and what was lost here since is not there any more.
             let at = local.now.monotonic.saturating_sub(begun).min(first);
-            if peer.synced.is_known || at >= peer.synced.since {
-                peer.in_sync(local, from, at, differed);
-            }
+            peer.in_sync(local, from, at, differed);
         }
     }
 
@@ -300,8 +302,11 @@ impl Exchanges {
 impl Peer {
     /// All was equal that was there at this time.
     fn in_sync<S: Store>(&mut self, local: &mut Local<S>, node: NodeId, begun: Duration, differed: u32) {
+        if begun < self.synced.lost_at {
+            return;
+        }
         let since = if self.synced.is_known { begun.max(self.synced.since) } else { begun };
-        self.synced = Synced { since, is_known: true, differed };
+        self.synced = Synced { since, is_known: true, differed, ..self.synced };
         let ago = local.now.monotonic.saturating_sub(begun).as_millis();
         let wall = local.now.wall.0.saturating_sub(u64::try_from(ago).unwrap_or(u64::MAX));
         local.lag.in_sync(node, begun, UnixMillis(wall));

@@ -246,7 +246,7 @@ pub(crate) struct Explain {
 #[derive(Args, Debug)]
 pub(crate) struct Repair {
     /// The nodes that have copies of this partition alone [default: all; with --keyspace, those
-    /// of the keyspace's datacenters].
+    /// of the keyspace's datacenters]
     #[arg(long, value_name = "NUMBER", verbatim_doc_comment)]
     pub(crate) partition: Option<u16>,
     /// Wait until they are in sync.

@@ -1,0 +1,119 @@
+//! The rules that can be broken, each to see that its absence is found.
+
+/// A planted mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mistake {
+    /// A watermark is adopted when all copies but one have promised it.
+    DroppedOnePromiseEarly,
+    /// A member that is silent is not waited for.
+    AwayNotWaitedFor,
+    /// A promise is said before it is synced.
+    PromiseNotSynced,
+    /// An exchange counts up to the node's own floor, whatever the others may still mint.
+    SinglePhase,
+    /// An exchange counts up to the floors of its two nodes, whatever third nodes may still mint.
+    ThirdFloorsIgnored,
+    /// A process does not begin above the floor of the one before it.
+    MintBelowFloor,
+    /// A process mints before anyone has told it the floor that its store may have forgotten.
+    MintUngreeted,
+    /// A floor passes writes that are still under way.
+    FloorPassesWrites,
+    /// Merges of exchanges are taken whatever they know.
+    DelayedExchangeTaken,
+    /// All merges are taken whatever they know.
+    AllTaken,
+    /// A blocked merge is acknowledged.
+    BlockedAcknowledged,
+    /// A filling copy speaks like one that is whole.
+    FillingBelieved,
+    /// A repair claims to know as much as the best of the copies that it joins.
+    RepairClaimsMost,
+    /// A filling copy keeps what a whole one knows to be dead.
+    GhostKept,
+    /// What is dead goes, and its context entry stays.
+    CutKeepsEntry,
+    /// A blocked value does not come in, and its context entry does.
+    BlockedEntryJoined,
+    /// Of a refused record the actors are taken of which it names nothing unknown.
+    BlockedInPart,
+    /// Only values are asked after that are not known, not context entries.
+    UnknownEntriesTaken,
+    /// A copy that becomes whole keeps hints from below the watermark.
+    OldHintsKept,
+    /// Context entries go by their own counter.
+    ContextByOwnCounter,
+    /// Values go when the node's own clock says that they are expired.
+    ExpiredByOwnClock,
+    /// A write counts on from what is left when expired values are left out.
+    ExpiredForgottenAtMint,
+    /// Promises and exchanges count under another document than their own.
+    PromiseOverChange,
+    /// A copy that comes to keep more keys stays whole.
+    RisingCopyWhole,
+    /// An exchange is complete before what it brought is synced.
+    ExchangeBeforeSync,
+    /// A floor passes hints that others count on.
+    HintsIgnored,
+    /// A node that stands in for a replica takes records up to its promise.
+    StandInBelowPromise,
+    /// A write that was over when an exchange began is taken all the same.
+    LateTaken,
+    /// A copy becomes whole by exchanges that began at a lower watermark.
+    FilledBelowWatermark,
+    /// A copy takes the union as soon as it has met no whole copy.
+    UnionAtOnce,
+    /// A copy that met a watermark above its promise goes on as whole.
+    BackwardsUnnoticed,
+}
+
+impl Mistake {
+    pub(crate) const ALL: [Mistake; 31] = [
+        Mistake::DroppedOnePromiseEarly,
+        Mistake::AwayNotWaitedFor,
+        Mistake::PromiseNotSynced,
+        Mistake::SinglePhase,
+        Mistake::ThirdFloorsIgnored,
+        Mistake::MintBelowFloor,
+        Mistake::MintUngreeted,
+        Mistake::FloorPassesWrites,
+        Mistake::DelayedExchangeTaken,
+        Mistake::AllTaken,
+        Mistake::BlockedAcknowledged,
+        Mistake::FillingBelieved,
+        Mistake::RepairClaimsMost,
+        Mistake::GhostKept,
+        Mistake::CutKeepsEntry,
+        Mistake::BlockedEntryJoined,
+        Mistake::BlockedInPart,
+        Mistake::UnknownEntriesTaken,
+        Mistake::OldHintsKept,
+        Mistake::ContextByOwnCounter,
+        Mistake::ExpiredByOwnClock,
+        Mistake::ExpiredForgottenAtMint,
+        Mistake::PromiseOverChange,
+        Mistake::RisingCopyWhole,
+        Mistake::ExchangeBeforeSync,
+        Mistake::HintsIgnored,
+        Mistake::StandInBelowPromise,
+        Mistake::LateTaken,
+        Mistake::FilledBelowWatermark,
+        Mistake::UnionAtOnce,
+        Mistake::BackwardsUnnoticed,
+    ];
+
+    /// Mistakes that no history of some ten thousand has shown: others of the rules stand behind them. Each wants a history
+    /// written by hand.
+    pub(crate) const UNSEEN: [Mistake; 10] = [
+        Mistake::RepairClaimsMost,
+        Mistake::CutKeepsEntry,
+        Mistake::OldHintsKept,
+        Mistake::PromiseOverChange,
+        Mistake::ExchangeBeforeSync,
+        Mistake::StandInBelowPromise,
+        Mistake::FilledBelowWatermark,
+        Mistake::UnionAtOnce,
+        Mistake::BackwardsUnnoticed,
+        Mistake::ThirdFloorsIgnored,
+    ];
+}
