@@ -24,7 +24,8 @@ impl Cluster {
         }
         if !self.has(Mistake::HintsIgnored) {
             let counted = self.nodes[node].held.hints.iter().filter(|hint| hint.is_counted);
-            floor = counted.map(|hint| hint.since - 1).fold(floor, Counter::min);
+            // One of nothing holds back nothing.
+            floor = counted.filter_map(|hint| hint.since.checked_sub(1)).fold(floor, Counter::min);
         }
         let held = &mut self.nodes[node].held;
         held.floor = held.floor.max(floor);
