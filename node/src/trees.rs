@@ -31,6 +31,8 @@ use crate::{
 
 /// Leaves of a tree while it is built, as a power of two; then as many are joined as the number of its keys allows.
 const BUILDING_BITS: u8 = 14;
+/// Keys for which a tree has so many.
+const BUILDING_KEYS: u64 = KEYS_PER_LEAF << BUILDING_BITS;
 
 /// How long a partition waits that could not be read.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
@@ -136,14 +138,10 @@ impl Trees {
         if built.is_none() && building.is_none() {
             return;
         }
-        let (key, token, keyspace) = (&self.key, object.token(), object.keyspace());
-        let part = |record: &Record| {
-            let kind = TreeKind { keyspace, copies: record.copies() };
-            (kind, Element::new(key, token, record.digest()))
-        };
-        let (before, after) = (before.map(part), after.map(part));
+        let (key, token) = (&self.key, object.token());
+        let [before, after] = [before, after].map(|record| record.map(|record| part_of(key, object, record)));
         if let Some(building) = building {
-            change(&mut building.trees, (partitions, KEYS_PER_LEAF << BUILDING_BITS), token, before, after);
+            change(&mut building.trees, (partitions, BUILDING_KEYS), token, before, after);
         }
         if let Some(trees) = built
             && change(trees, (partitions, 0), token, before, after)
@@ -307,6 +305,12 @@ impl Scrub {
     }
 }
 
+/// Of which tree a record is a part, and which.
+fn part_of(key: &[u8; 32], object: &ObjectKey, record: &Record) -> (TreeKind, Element) {
+    let kind = TreeKind { keyspace: object.keyspace(), copies: record.copies() };
+    (kind, Element::new(key, object.token(), record.digest()))
+}
+
 /// Changes the trees of a partition. Returns whether one has become too coarse.
 fn change(
     trees: &mut OfPartition,
@@ -339,10 +343,8 @@ fn add_all<'a>(
     records: impl Iterator<Item = (&'a ObjectKey, &'a Record)>,
 ) {
     for (object, record) in records {
-        let kind = TreeKind { keyspace: object.keyspace(), copies: record.copies() };
-        let element = Element::new(key, object.token(), record.digest());
-        let keys = KEYS_PER_LEAF << BUILDING_BITS;
-        change(trees, (partitions, keys), object.token(), None, Some((kind, element)));
+        let part = part_of(key, object, record);
+        change(trees, (partitions, BUILDING_KEYS), object.token(), None, Some(part));
     }
 }
 

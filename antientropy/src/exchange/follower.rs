@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     hash_tree::{Element, HashTree, Sum},
-    sketch::{Sketch, Survey},
+    sketch::{Cell, Sketch, Survey},
     version::Counter,
 };
 
@@ -182,9 +182,7 @@ impl Follower {
     ) -> Response {
         let levels = Levels::of(replica, &unbuilt).join(levels);
         let Some(plan) = Plan::new(replica, &unbuilt, &levels) else { return Response::Forgotten };
-        let mut sketch = Sketch::of_buckets(salt, plan.of_roots().sums(replica, &unbuilt).into_iter());
-        let survey = sketch.survey();
-        let cells = sketch.cells(CELLS_AT_FIRST);
+        let (sketch, survey, cells) = sketched(salt, plan.of_roots().sums(replica, &unbuilt));
         self.session =
             Some(Session { salt, agreed: plan.clone(), plan, sketch: Some(sketch), groups: BTreeMap::new() });
         Response::Differs { levels, unbuilt, survey, cells }
@@ -199,11 +197,8 @@ impl Session {
         self.agreed = self.agreed.of_trees(trees).filter(|plan| plan.buckets() <= BUCKETS_LIMIT)?;
         self.plan = self.agreed.clone();
         // What it has nothing for now it does not know.
-        let unbuilt = union(&self.plan.unknown(replica, &replica.unbuilt()), &[]);
-        let sums = self.plan.sums(replica, &unbuilt);
-        let mut sketch = Sketch::of_buckets(self.salt, sums.into_iter());
-        let survey = sketch.survey();
-        let cells = sketch.cells(CELLS_AT_FIRST);
+        let unbuilt = self.plan.unknown(replica, &replica.unbuilt());
+        let (sketch, survey, cells) = sketched(self.salt, self.plan.sums(replica, &unbuilt));
         self.sketch = Some(sketch);
         Some(Response::Narrowed { unbuilt, survey, cells })
     }
@@ -266,6 +261,14 @@ impl Session {
         let fits = interval.count > 0 && interval.count <= planned.end() - interval.first;
         fits.then(|| (planned.tree, self.plan.span(planned, interval.first, interval.count)))
     }
+}
+
+/// A sketch of sums, and what of it is sent at first.
+fn sketched(salt: u64, sums: Vec<Sum>) -> (Sketch, Survey, Vec<Cell>) {
+    let mut sketch = Sketch::of_buckets(salt, sums.into_iter());
+    let survey = sketch.survey();
+    let cells = sketch.cells(CELLS_AT_FIRST);
+    (sketch, survey, cells)
 }
 
 /// A number of a peer's, as far as it goes.

@@ -254,9 +254,7 @@ impl Exchange {
                     let all = if trees > 0 { vec![Interval { first: 0, count: trees }] } else { Vec::new() };
                     return Ok(vec![self.narrow(depth, all)?]);
                 }
-                self.sought = cells_for(differing * 3 / 5);
-                self.buckets = Some(Decoder::new(sketch));
-                if let Some(question) = self.bucket_cells(replica, depth, &cells)? {
+                if let Some(question) = self.seek(replica, depth, sketch, differing, &cells)? {
                     return Ok(vec![question]);
                 }
             }
@@ -274,13 +272,8 @@ impl Exchange {
                 if differing > 2 * CELLS_AT_FIRST as u64 && differing * LISTED_FROM > held {
                     self.plan = self.plan.coarser(LISTED_COARSER_BY);
                     self.listing = Some(0);
-                } else {
-                    // The survey may be off by a third, and what is asked for in vain is lost.
-                    self.sought = cells_for(differing * 3 / 5);
-                    self.buckets = Some(Decoder::new(sketch));
-                    if let Some(question) = self.bucket_cells(replica, depth, &cells)? {
-                        return Ok(vec![question]);
-                    }
+                } else if let Some(question) = self.seek(replica, depth, sketch, differing, &cells)? {
+                    return Ok(vec![question]);
                 }
             }
             (Kind::Cells, Response::Cells(cells)) => {
@@ -369,6 +362,21 @@ impl Exchange {
         self.is_narrow = true;
         let request = Request::Narrow { salt: self.salt, trees };
         Ok(self.question(depth + 1, Kind::Narrow, &request))
+    }
+
+    /// Begins to compare a sketch, in which about so many differ.
+    fn seek<R: Replica>(
+        &mut self,
+        replica: &R,
+        depth: u32,
+        sketch: Sketch,
+        differing: u64,
+        cells: &[Cell],
+    ) -> Result<Option<Question>, ExchangeError<R::Error>> {
+        // The survey may be off by a third, and what is asked for in vain is lost.
+        self.sought = cells_for(differing * 3 / 5);
+        self.buckets = Some(Decoder::new(sketch));
+        self.bucket_cells(replica, depth, cells)
     }
 
     /// Cells of the trees, or of the buckets.
@@ -727,8 +735,7 @@ impl Exchange {
         let Some(((keyspace, _), _)) = self.asks.first_key_value() else { return Ok(None) };
         let keyspace = *keyspace;
         // One in some thousand asks then gets another key along.
-        let keys = self.keys;
-        let shift = 56_u8.saturating_sub(12 + 64 - keys.leading_zeros() as u8);
+        let shift = 56_u8.saturating_sub(12 + 64 - self.keys.leading_zeros() as u8);
         let (mut asked, mut asks) = (Vec::new(), Vec::new());
         // What is to be sent instead is read here, too.
         while asks.len() < ASKS_MAX

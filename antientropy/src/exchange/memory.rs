@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use ring::{KeyspaceId, PartitionId, Partitions, Token};
 
-use super::{Object, Replica, Span, Stretch, TreeId, TreeKind};
+use super::{Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind};
 use crate::{
     hash_tree::{Element, HashTree},
     version::{CopyCount, Record},
@@ -161,7 +161,7 @@ impl Replica for MemoryReplica {
         limit: usize,
     ) -> Result<Option<Vec<Element>>, Infallible> {
         let found = self.within(tree.kind.keyspace, span);
-        let found = found.filter(|(_, _, record)| includes(record, tree.kind.copies));
+        let found = found.filter(|(_, _, record)| record.copies().includes(tree.kind.copies));
         let found = found.map(|(token, _, record)| self.weigh(token, record));
         let elements: Vec<Element> = found.take(limit.saturating_add(1)).collect();
         Ok((elements.len() <= limit).then_some(elements))
@@ -174,21 +174,17 @@ impl Replica for MemoryReplica {
         span: Span,
         bytes_max: usize,
     ) -> Result<Stretch, Infallible> {
-        let mut stretch = Stretch::default();
-        let (mut bytes, mut last) = (0_usize, None);
+        let mut gathered = Gathered::new(bytes_max);
         let found = self.within(keyspace, span);
-        for (token, key, record) in found.filter(|(.., record)| copies.is_none_or(|of| includes(record, of)))
+        for (token, key, record) in
+            found.filter(|(.., record)| copies.is_none_or(|of| record.copies().includes(of)))
         {
             let object = Object { key: key.clone(), record: Arc::clone(record) };
-            bytes += object.encoded_len();
-            if bytes > bytes_max && last.is_some_and(|last| last != token) {
-                stretch.rest = Some(token);
+            if !gathered.push(token, object) {
                 break;
             }
-            last = Some(token);
-            stretch.objects.push(object);
         }
-        Ok(stretch)
+        Ok(gathered.into_stretch())
     }
 
     fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, Infallible> {
@@ -208,9 +204,4 @@ impl Replica for MemoryReplica {
         }
         Ok(is_theirs)
     }
-}
-
-/// Whether a record is to be kept at least so many times.
-fn includes(record: &Record, copies: CopyCount) -> bool {
-    record.copies().join(copies) == record.copies()
 }

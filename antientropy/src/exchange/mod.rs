@@ -85,6 +85,41 @@ pub struct Stretch {
     pub rest: Option<ring::Token>,
 }
 
+/// Gathers a [`Stretch`] of no more than so many bytes, but of one token's objects at least.
+#[derive(Debug)]
+pub struct Gathered {
+    stretch: Stretch,
+    bytes: usize,
+    bytes_max: usize,
+    last: Option<ring::Token>,
+}
+
+impl Gathered {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(bytes_max: usize) -> Gathered {
+        Gathered { stretch: Stretch::default(), bytes: 0, bytes_max, last: None }
+    }
+
+    /// Adds the next object in order, whose token this is. Returns whether there was room: if not, the rest begins there.
+    pub fn push(&mut self, token: ring::Token, object: Object) -> bool {
+        self.bytes += object.encoded_len();
+        if self.bytes > self.bytes_max && self.last.is_some_and(|last| last != token) {
+            self.stretch.rest = Some(token);
+            return false;
+        }
+        self.last = Some(token);
+        self.stretch.objects.push(object);
+        true
+    }
+
+    /// The stretch.
+    #[must_use]
+    pub fn into_stretch(self) -> Stretch {
+        self.stretch
+    }
+}
+
 /// What an exchange needs of a replica. All of it is about what *both* sides keep, so that a replica is one that faces a
 /// certain peer.
 pub trait Replica {

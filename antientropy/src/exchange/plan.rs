@@ -170,10 +170,11 @@ impl Plan {
         sums
     }
 
-    /// The partitions of trees about which nothing is known.
+    /// The partitions of trees about which nothing is known, in ascending order.
     pub(super) fn unknown<R: Replica>(&self, replica: &R, unbuilt: &[PartitionId]) -> Vec<PartitionId> {
         let unknown = self.trees.iter().filter(|planned| !planned.is_known(replica, unbuilt));
-        unknown.map(|planned| planned.tree.partition).collect()
+        let partitions: BTreeSet<PartitionId> = unknown.map(|planned| planned.tree.partition).collect();
+        partitions.into_iter().collect()
     }
 
     /// Whether a replica has a kind of tree that was not there when it was made: a record of one that was may have moved to

@@ -39,6 +39,12 @@ impl CopyCount {
         CopyCount { byte: n }
     }
 
+    /// Whether a record of this count is to be kept wherever one of the other is.
+    #[must_use]
+    pub fn includes(self, other: CopyCount) -> bool {
+        self.join(other) == self
+    }
+
     /// The least count that satisfies both.
     #[must_use]
     pub fn join(self, other: CopyCount) -> CopyCount {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use antientropy::{
-    exchange::{Object, Replica, Span, Stretch, TreeId, TreeKind},
+    exchange::{Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind},
     hash_tree::{Element, HashTree},
     version::{CopyCount, Dot, Record, UnixMillis},
 };
@@ -129,11 +129,6 @@ impl<'a, S: Store> Facing<'a, S> {
     }
 }
 
-/// Whether a record is to be kept at least so many times.
-fn includes(record: &Record, copies: CopyCount) -> bool {
-    record.copies().join(copies) == record.copies()
-}
-
 impl<S: Store> Replica for Facing<'_, S> {
     type Error = FacingError;
 
@@ -183,7 +178,7 @@ impl<S: Store> Replica for Facing<'_, S> {
         let (mut elements, mut is_over) = (Vec::new(), false);
         let stretch = self.local.settings.scan_stretch_keys;
         self.each(tree.kind.keyspace, span, stretch, |object, record| {
-            if includes(&record, tree.kind.copies) {
+            if record.copies().includes(tree.kind.copies) {
                 is_over = elements.len() >= limit;
                 elements.push(Element::new(&key, object.token(), record.digest()));
             }
@@ -199,24 +194,13 @@ impl<S: Store> Replica for Facing<'_, S> {
         span: Span,
         bytes_max: usize,
     ) -> Result<Stretch, FacingError> {
-        let mut stretch = Stretch::default();
-        let (mut bytes, mut last) = (0_usize, None);
+        let mut gathered = Gathered::new(bytes_max);
         // Most spans are a single position's.
         self.each(keyspace, span, 2, |name, record| {
-            if !copies.is_none_or(|copies| includes(&record, copies)) {
-                return true;
-            }
-            let (token, object) = (name.token(), Object { key: name.key(), record });
-            bytes += object.encoded_len();
-            if bytes > bytes_max && last.is_some_and(|last| last != token) {
-                stretch.rest = Some(token);
-                return false;
-            }
-            last = Some(token);
-            stretch.objects.push(object);
-            true
+            let is_asked = copies.is_none_or(|copies| record.copies().includes(copies));
+            !is_asked || gathered.push(name.token(), Object { key: name.key(), record })
         })?;
-        Ok(stretch)
+        Ok(gathered.into_stretch())
     }
 
     fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, FacingError> {

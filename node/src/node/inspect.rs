@@ -122,7 +122,7 @@ impl<S: Store> Node<S> {
         let members = local.document.iter().flat_map(|document| document.members.keys());
         let peers = members.filter(|node| **node != local.node);
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let (built, wanted, _) = self.trees();
+        let (built, wanted) = local.replica.trees.census();
         let hints: BTreeMap<NodeId, HintsPending> =
             self.hints_pending().into_iter().map(|pending| (pending.target, pending)).collect();
         let in_sync: BTreeMap<NodeId, PeerSync> = self.in_sync().map(|sync| (sync.peer, sync)).collect();

@@ -18,8 +18,6 @@ pub(crate) mod volume;
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output},
     sync::{
@@ -39,8 +37,6 @@ use volume::Volume;
 
 /// The size of a node's file system.
 const VOLUME_BYTES: u64 = 2 << 30;
-/// How long an answer over HTTP may take.
-const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a node may take to say how it is.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a process may take to end.
@@ -256,12 +252,7 @@ impl Machines {
     /// A metric of a node, by its name with its labels, as whoever is outside reads it; none if the node does not say.
     pub(crate) fn metric(&self, node: NodeId, name: &str) -> Option<f64> {
         let to = format!("{}:{}", address(node.0 as usize), self.options.http_port(node.0));
-        let mut stream = TcpStream::connect_timeout(&to.parse().unwrap(), HTTP_TIMEOUT).ok()?;
-        stream.set_read_timeout(Some(HTTP_TIMEOUT)).unwrap();
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n").ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+        crate::settings::metric(to.parse().unwrap(), name)
     }
 
     /// Waits until all nodes see each other and owe each other nothing.

@@ -10,8 +10,7 @@
 )]
 
 use std::{
-    io::{Read, Write},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -88,12 +87,7 @@ impl Running {
 
     /// A metric of a node, by its name with its labels; none if the node does not say.
     pub(crate) fn metric(&self, node: u32, name: &str) -> Option<f64> {
-        let to = ("127.0.0.1", self.options.http_port(node));
-        let mut stream = TcpStream::connect(to).ok()?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+        crate::settings::metric(([127, 0, 0, 1], self.options.http_port(node)).into(), name)
     }
 
     /// The process of a node.
