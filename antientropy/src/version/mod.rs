@@ -16,8 +16,8 @@
 //! write apart from what it had seen, so an entry for each coordinator is enough and nothing has to be guessed.
 //!
 //! A client reads a sealed [`Context`] with the values ([`ContextKey`]) and returns it with its next write: "I
-//! have seen this much". Deletions are writes without a value. Nothing here drops a tombstone or a context entry;
-//! when that is safe is a question about all copies, not about one record.
+//! have seen this much". Deletions are writes without a value. Tombstones and context entries are dropped at a
+//! watermark ([`Record::prune`]); when that is safe is a question about all copies, not about one record.
 
 mod clock;
 mod codec;
@@ -29,6 +29,7 @@ mod lww;
 mod record;
 mod seal;
 mod siblings;
+mod watermark;
 
 pub use clock::{Counter, HybridClock, UnixMillis};
 pub use context::{Context, CopyCount};
@@ -39,3 +40,4 @@ pub use lww::LwwVersion;
 pub use record::{MergeOutcome, Record};
 pub use seal::{CONTEXT_ENTRIES_MAX, ContextError, ContextKey};
 pub use siblings::SiblingSet;
+pub use watermark::{Cut, Pruned};

@@ -152,7 +152,7 @@ impl Record {
 }
 
 /// A keyspace's policy never changes, so this is a bug of the caller's, and no merge of the two could be right.
-fn two_kinds() -> ! {
+pub(super) fn two_kinds() -> ! {
     panic!("a record of a siblings keyspace met one of an lww keyspace")
 }
 
