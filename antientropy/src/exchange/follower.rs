@@ -151,20 +151,20 @@ impl Follower {
                 }
             }
             Request::Push { keyspace, objects } => {
-                let (mut joins, mut others, mut bytes) = (Vec::new(), Vec::new(), 0);
+                let (mut instead, mut others, mut bytes) = (Vec::new(), Vec::new(), 0);
                 for (place, object) in (0..).zip(&objects) {
                     if replica.merge(keyspace, object)? {
                         continue;
                     }
                     if bytes < OBJECTS_BYTES_MAX {
-                        let joined = read_again(replica, keyspace, object)?;
-                        bytes += joined.as_ref().map_or(0, Object::encoded_len);
-                        joins.extend(joined);
+                        let held = replica.held(keyspace, &object.key)?;
+                        bytes += held.encoded_len();
+                        instead.push(held);
                     } else {
                         others.push(place);
                     }
                 }
-                Response::Pushed { objects: joins, others }
+                Response::Pushed { objects: instead, others }
             }
         }))
     }
@@ -339,8 +339,8 @@ fn answer_asks<R: Replica>(
     let (mut outcomes, mut objects, mut bytes) = (Vec::new(), Vec::new(), 0);
     for ask in asks.iter().take(ASKS_MAX) {
         let found = at_position(replica, keyspace, Span::of_positions(ask.prefix, shift))?;
-        let newest = found.iter().map(|object| object.record.highest()).max();
-        let is_older = ask.counter.is_some_and(|theirs| newest.is_some_and(|ours: Counter| ours < theirs));
+        let newest = highest(&found);
+        let is_older = ask.counter.is_some_and(|theirs| newest.is_some_and(|ours| ours < theirs));
         // Of several the leader may lack one.
         if is_older && found.len() == 1 {
             outcomes.push(Outcome::Wanted);
@@ -374,21 +374,15 @@ pub(super) fn at_position<R: Replica>(
     Ok(objects)
 }
 
-/// What is there now of an object that was joined to more than it was.
-fn read_again<R: Replica>(
-    replica: &mut R,
-    keyspace: KeyspaceId,
-    object: &Object,
-) -> Result<Option<Object>, R::Error> {
-    let token = ring::Token::of_key(&object.key);
-    let found = at_position(replica, keyspace, Span { first: token, last: token })?;
-    Ok(found.into_iter().find(|found| found.key == object.key))
+/// The highest counter of some objects.
+pub(super) fn highest(objects: &[Object]) -> Option<Counter> {
+    objects.iter().filter_map(|object| Some(object.record.as_ref()?.highest())).max()
 }
 
 impl Object {
-    /// How many bytes it takes in a message, but for the length of its key.
+    /// How many bytes its key and its record take in a message.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
-        self.key.len() + self.record.encoded_len()
+        self.key.len() + self.record.as_ref().map_or(0, |record| record.encoded_len())
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use proptest::{collection::vec, prelude::*};
 use ring::{KeyspaceId, PartitionId, Token};
 
 use super::{
@@ -40,11 +41,24 @@ fn record() -> Arc<Record> {
 fn objects_hex() -> String {
     let mut encoded = BytesMut::new();
     record().encode(&mut encoded);
-    format!("01 01 6b {}", hex(&encoded))
+    let record = hex(&encoded);
+    format!("05 04 6b {record} 06 0000000000000a0b 6c {record} 05 6d 04 6e {record} 07 0000000000000000 6f")
 }
 
+/// With watermarks that change and do not, and some that are nothing.
 fn objects() -> Vec<Object> {
-    vec![Object { key: "k".into(), record: record() }]
+    let object = |key: &'static str, is_held: bool, under| Object {
+        key: key.into(),
+        record: is_held.then(record),
+        under: Counter(under),
+    };
+    vec![
+        object("k", true, 0),
+        object("l", true, 0x0a0b),
+        object("m", false, 0x0a0b),
+        object("n", true, 0x0a0b),
+        object("o", false, 0),
+    ]
 }
 
 fn cells() -> Vec<Cell> {
@@ -119,15 +133,17 @@ fn responses_are_pinned() {
     pin_response(&Response::Sums(vec![None, Some((4, vec![sum]))]), &["04 02 00 05 01", &sum_hex]);
     let keys = Response::KeyCells { keys: 300, survey: survey.clone(), cells: cells() };
     pin_response(&keys, &["05 ac02", &survey_hex, &cells_hex()]);
-    let outcomes = vec![Outcome::Objects(0), Outcome::Objects(0), Outcome::Wanted, Outcome::Objects(1)];
+    let outcomes = vec![Outcome::Objects(0), Outcome::Objects(0), Outcome::Wanted, Outcome::Objects(5)];
     pin_response(
         &Response::Asked { outcomes, objects: objects() },
-        &["06 03 0002 0101 0201", &objects_hex()],
+        &["06 03 0002 0101 0601", &objects_hex()],
     );
     let fetched = Response::Fetched { rest: Some(Token(0x0a0b)), objects: objects() };
     pin_response(&fetched, &["07 01 0000000000000a0b", &objects_hex()]);
     pin_response(&Response::Fetched { rest: None, objects: Vec::new() }, &["07 00 00"]);
     pin_response(&Response::Pushed { objects: Vec::new(), others: vec![300] }, &["08 00 01 ac02"]);
+    let pushed = Response::Pushed { objects: objects(), others: vec![300] };
+    pin_response(&pushed, &["08", &objects_hex(), "01 ac02"]);
     pin_response(&Response::Forgotten, &["09"]);
     let narrowed = Response::Narrowed { unbuilt, survey, cells: cells() };
     pin_response(&narrowed, &["0a 01 0007", &survey_hex, &cells_hex()]);
@@ -140,5 +156,42 @@ fn what_is_no_message_is_refused() {
     }
     for kind in [0, 11, 255] {
         assert!(Response::decode(Bytes::from(vec![kind; 40])).is_err(), "response {kind}");
+    }
+}
+
+#[test]
+fn a_list_of_objects_has_one_encoding() {
+    let push = |objects: &[u8]| Request::decode([&[7, 0, 0, 0, 9], objects].concat().into());
+    assert!(push(&[1, 0b101, b'k']).is_ok());
+    assert!(push(&[1, 0b111, 0, 0, 0, 0, 0, 0, 0, 1, b'k']).is_ok());
+    assert!(push(&[1, 0b111, 0, 0, 0, 0, 0, 0, 0, 0, b'k']).is_err(), "it is zero without that");
+    assert!(push(&[1, 0b1001, b'k']).is_err(), "a key that is cut off");
+    assert!(push(&[1, 0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]).is_err(), "an endless key");
+    assert!(push(&[2, 0b101, b'k']).is_err(), "fewer than it says");
+    assert!(push(&[1, 0b101, b'k', 0]).is_err(), "more than it says");
+}
+
+proptest! {
+    /// Objects come as they were sent, and bytes that mean something are those that it is encoded as.
+    #[test]
+    fn objects_come_as_they_were_sent(
+        objects in vec((vec(any::<u8>(), 0..80), any::<bool>(), 0..3_u64), 0..20),
+        flip in (any::<u16>(), 1..=255_u8),
+    ) {
+        let objects = objects.into_iter().map(|(key, is_held, under)| Object {
+            key: key.into(),
+            record: is_held.then(record),
+            under: Counter(under),
+        });
+        let push = Request::Push { keyspace: KEYSPACE, objects: objects.collect() };
+        let encoded = push.encode();
+        prop_assert_eq!(Request::decode(encoded.clone()), Ok(push));
+        let mut damaged = encoded.to_vec();
+        let at = usize::from(flip.0) % damaged.len();
+        damaged[at] ^= flip.1;
+        let damaged = Bytes::from(damaged);
+        if let Ok(request) = Request::decode(damaged.clone()) {
+            prop_assert_eq!(request.encode(), damaged);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The side that asks.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry};
 
 use bytes::Bytes;
 use ring::{KeyspaceId, PartitionId, Token};
@@ -10,7 +10,7 @@ use super::{
     Object, Replica, Span, TreeId,
     follower::{
         CELLS_AT_FIRST, CELLS_MAX, GROUP_KEYS_MAX, GROUPS_MAX, OBJECTS_BYTES_MAX, SUMS_MAX, at_position,
-        digest_of_roots, elements_of, group_salt,
+        digest_of_roots, elements_of, group_salt, highest,
     },
     message::{ASKS_MAX, Ask, Interval, Levels, Outcome, Request, Response, Undecodable},
     plan::{Plan, union},
@@ -39,6 +39,9 @@ const MOVED_FROM: u64 = 4;
 const FETCHED_TOGETHER: u64 = 16;
 /// Differences that are found and not resolved, from which on no more are looked for.
 const UNRESOLVED_MAX: usize = 8192;
+/// How often the peer is told what is held of one key instead of what it has sent: records are joined after the first time,
+/// and where each side refuses what the other holds, no number of times would help.
+const RETURNS_MAX: u8 = 3;
 
 /// An exchange, on the side that leads it.
 #[derive(Debug)]
@@ -73,6 +76,10 @@ pub struct Exchange {
     /// Positions whose objects are to be sent, and buckets.
     pushes: BTreeSet<(KeyspaceId, u64)>,
     pushed_spans: VecDeque<(TreeId, Span)>,
+    /// Keys of which the peer is to be told what is held here instead of what it has sent.
+    returns: BTreeSet<(KeyspaceId, Bytes)>,
+    /// How often it was told.
+    returned: BTreeMap<(KeyspaceId, Bytes), u8>,
     awaiting: BTreeMap<u32, Awaited>,
     next_question: u32,
     has_failed: bool,
@@ -129,7 +136,8 @@ pub struct Question {
 /// Where a position was found, and by how much the sides differ there.
 #[derive(Clone, Copy, Debug)]
 struct Found {
-    difference: Sum,
+    /// None if it was pushed, and the answer had no room to say what is held there instead.
+    difference: Option<Sum>,
     /// If it follows from the sum of a whole bucket that only one key of it differs.
     bucket: Option<u64>,
 }
@@ -148,6 +156,15 @@ struct Group {
     theirs: u64,
 }
 
+/// A position that was asked for.
+#[derive(Debug)]
+struct Asked {
+    position: u64,
+    found: Found,
+    /// Whether the peer was told of something that is there.
+    is_told: bool,
+}
+
 /// A question that was asked.
 #[derive(Debug)]
 struct Awaited {
@@ -163,9 +180,9 @@ enum Kind {
     Cells,
     Sums,
     KeyCells(u64),
-    Asks(KeyspaceId, u8, Vec<(u64, Found)>),
+    Asks(KeyspaceId, u8, Vec<Asked>),
     Fetch(Interval, Token),
-    Push(KeyspaceId, Vec<u64>),
+    Push(KeyspaceId, Vec<Bytes>),
 }
 
 impl Exchange {
@@ -192,6 +209,8 @@ impl Exchange {
             asks: BTreeMap::new(),
             pushes: BTreeSet::new(),
             pushed_spans: VecDeque::new(),
+            returns: BTreeSet::new(),
+            returned: BTreeMap::new(),
             awaiting: BTreeMap::new(),
             next_question: 0,
             has_failed: false,
@@ -298,14 +317,8 @@ impl Exchange {
             (Kind::Fetch(interval, begin), Response::Fetched { rest, objects }) => {
                 self.fetched(replica, interval, begin, rest, &objects)?;
             }
-            (Kind::Push(keyspace, positions), Response::Pushed { objects, others }) => {
-                self.take(replica, keyspace, &objects)?;
-                for place in others {
-                    let position = usize::try_from(place).ok().and_then(|place| positions.get(place));
-                    let position = *position.ok_or(ExchangeError::Senseless)?;
-                    let found = Found { difference: Sum::ZERO, bucket: None };
-                    self.asks.insert((keyspace, position), found);
-                }
+            (Kind::Push(keyspace, keys), Response::Pushed { objects, others }) => {
+                self.pushed(replica, keyspace, keys, &objects, &others)?;
             }
             (_, Response::Forgotten) => return Err(ExchangeError::Forgotten),
             _ => return Err(ExchangeError::Senseless),
@@ -321,7 +334,8 @@ impl Exchange {
 
     fn has_work(&self) -> bool {
         let is_moving = !self.fetches.is_empty() || !self.rests.is_empty() || !self.asks.is_empty();
-        self.is_finding() || is_moving || !self.pushes.is_empty() || !self.pushed_spans.is_empty()
+        let is_pushing = !self.pushes.is_empty() || !self.pushed_spans.is_empty() || !self.returns.is_empty();
+        self.is_finding() || is_moving || is_pushing
     }
 
     fn is_finding(&self) -> bool {
@@ -419,8 +433,8 @@ impl Exchange {
         let position =
             difference.position().filter(|position| span.contains(Span::of_position(*position).first));
         if let Some(position) = position {
-            let found = Found { difference, bucket: Some(bucket) };
-            self.asks.insert((planned.tree.kind.keyspace, position.get()), found);
+            let found = Found { difference: Some(difference), bucket: Some(bucket) };
+            self.ask(planned.tree.kind.keyspace, position.get(), found);
         } else if here.is_zero() {
             self.fetches.insert(bucket);
         } else if here == difference {
@@ -514,8 +528,8 @@ impl Exchange {
         let differences = group.decoder.differences();
         self.rate = Some(differences.len() as f64 / group.keys.max(group.theirs).max(1) as f64);
         for difference in differences {
-            let found = Found { difference: difference.sum, bucket: None };
-            self.asks.insert((group.keyspace, difference.id), found);
+            let found = Found { difference: Some(difference.sum), bucket: None };
+            self.ask(group.keyspace, difference.id, found);
         }
         Ok(None)
     }
@@ -526,13 +540,22 @@ impl Exchange {
         }
     }
 
+    fn ask(&mut self, keyspace: KeyspaceId, position: u64, found: Found) {
+        match self.asks.entry((keyspace, position)) {
+            Entry::Vacant(entry) => _ = entry.insert(found),
+            // What was found says more than that something was pushed.
+            Entry::Occupied(mut entry) if found.difference.is_some() => _ = entry.insert(found),
+            Entry::Occupied(_) => {}
+        }
+    }
+
     /// What became of asks.
     fn asked<R: Replica>(
         &mut self,
         replica: &mut R,
         keyspace: KeyspaceId,
         shift: u8,
-        asks: Vec<(u64, Found)>,
+        asks: Vec<Asked>,
         outcomes: &[Outcome],
         objects: Vec<Object>,
     ) -> Result<(), ExchangeError<R::Error>> {
@@ -541,40 +564,52 @@ impl Exchange {
         }
         let mut objects = objects.into_iter();
         let mut asks = asks.into_iter();
-        for (outcome, (position, found)) in outcomes.iter().zip(&mut asks) {
+        for (outcome, Asked { position, found, is_told }) in outcomes.iter().zip(&mut asks) {
             let span = Span::of_position(Residue::new(position));
             let ours = at_position(replica, keyspace, span).map_err(ExchangeError::Replica)?;
             let count = match outcome {
+                Outcome::Wanted if !is_told => return Err(ExchangeError::Senseless),
                 Outcome::Wanted => 0,
                 Outcome::Objects(count) => *count,
             };
             // Among them may be others whose positions begin with the same bits.
-            let sent: Vec<Object> = (0..count).map_while(|_| objects.next()).collect();
+            let mut sent: Vec<Object> = (0..count).map_while(|_| objects.next()).collect();
             let asked = Span::of_positions(position >> shift, shift);
-            if sent.iter().any(|object| !asked.contains(Token::of_key(&object.key))) {
+            if !sent.iter().all(|object| is_record_in(object, asked)) {
                 return Err(ExchangeError::Senseless);
+            }
+            if found.difference.is_none() {
+                // Others have nothing to do with what was pushed: there would be no end of it.
+                sent.retain(|object| span.contains(Token::of_key(&object.key)));
             }
             let is_it = |object: &&Object| span.contains(Token::of_key(&object.key));
             let theirs: Vec<&Object> = sent.iter().filter(is_it).collect();
             // What the peer was told of is gone meanwhile.
             if *outcome == Outcome::Wanted && ours.is_empty() {
-                self.asks.insert((keyspace, position), found);
+                self.ask(keyspace, position, found);
                 continue;
             }
-            let (is_here, is_there) = (!ours.is_empty(), *outcome == Outcome::Wanted || !theirs.is_empty());
-            self.report.updated += u64::from(is_here && is_there);
-            self.report.missing += u64::from(is_here != is_there);
-            // A bucket whose sum looks as if one key differed, and no such key: several do.
-            if !is_there && sum_of(replica, keyspace, &ours) != found.difference {
-                self.several.extend(found.bucket);
-            }
-            if ours.iter().any(|ours| !theirs.iter().any(|theirs| theirs.key == ours.key)) {
-                self.pushes.insert((keyspace, position));
+            let mut lacking = ours.iter().filter(|ours| !theirs.iter().any(|theirs| theirs.key == ours.key));
+            if let Some(difference) = found.difference {
+                let (is_here, is_there) =
+                    (!ours.is_empty(), *outcome == Outcome::Wanted || !theirs.is_empty());
+                self.report.updated += u64::from(is_here && is_there);
+                self.report.missing += u64::from(is_here != is_there);
+                // A bucket whose sum looks as if one key differed, and no such key: several do.
+                if !is_there && sum_of(replica, keyspace, &ours) != difference {
+                    self.several.extend(found.bucket);
+                }
+                if lacking.next().is_some() {
+                    self.pushes.insert((keyspace, position));
+                }
+            } else {
+                // It was pushed, and is not there: it was refused.
+                lacking.for_each(|ours| self.give_back(keyspace, &ours.key));
             }
             self.take(replica, keyspace, &sent)?;
         }
         // The answer had no room for the rest.
-        self.asks.extend(asks.map(|(position, found)| ((keyspace, position), found)));
+        asks.for_each(|asked| self.ask(keyspace, asked.position, asked.found));
         Ok(())
     }
 
@@ -599,7 +634,7 @@ impl Exchange {
         let keyspace = planned.tree.kind.keyspace;
         let tokens: BTreeSet<u64> =
             objects.iter().map(|object| position_of(Token::of_key(&object.key)).get()).collect();
-        if !objects.iter().all(|object| compared.contains(Token::of_key(&object.key))) {
+        if !objects.iter().all(|object| is_record_in(object, compared)) {
             return Err(ExchangeError::Senseless);
         }
         if rest.is_some() && objects.is_empty() {
@@ -626,7 +661,33 @@ impl Exchange {
         Ok(())
     }
 
-    /// Joins what the peer has sent, and sees to it that it gets back what it lacked.
+    /// What became of what was sent: of the keys of which the peer does not hold just that, it says what it holds.
+    fn pushed<R: Replica>(
+        &mut self,
+        replica: &mut R,
+        keyspace: KeyspaceId,
+        keys: Vec<Bytes>,
+        objects: &[Object],
+        others: &[u64],
+    ) -> Result<(), ExchangeError<R::Error>> {
+        let (mut instead, mut places) = (objects.iter().peekable(), others.iter().peekable());
+        for (place, key) in (0..).zip(keys) {
+            if instead.next_if(|object| object.key == key).is_some() {
+                continue;
+            }
+            if places.next_if_eq(&&place).is_some() {
+                let position = position_of(Token::of_key(&key)).get();
+                self.ask(keyspace, position, Found { difference: None, bucket: None });
+            }
+        }
+        // Of what was not sent nothing is said: there would be no end of it.
+        if instead.next().is_some() || places.next().is_some() {
+            return Err(ExchangeError::Senseless);
+        }
+        self.take(replica, keyspace, objects)
+    }
+
+    /// Joins what the peer has sent, and sees to it that it gets back what is held instead.
     fn take<R: Replica>(
         &mut self,
         replica: &mut R,
@@ -637,10 +698,20 @@ impl Exchange {
             self.report.objects_received += 1;
             self.report.payload_bytes += object.encoded_len() as u64;
             if !replica.merge(keyspace, object).map_err(ExchangeError::Replica)? {
-                self.pushes.insert((keyspace, position_of(Token::of_key(&object.key)).get()));
+                self.give_back(keyspace, &object.key);
             }
         }
         Ok(())
+    }
+
+    /// The peer is to be told what is held of a key, unless it was told so often that it must know.
+    fn give_back(&mut self, keyspace: KeyspaceId, key: &Bytes) {
+        // A slice would keep the whole message in which it came.
+        let name = (keyspace, Bytes::copy_from_slice(key));
+        let times = self.returned.entry(name.clone()).or_default();
+        if *times < RETURNS_MAX && self.returns.insert(name) {
+            *times += 1;
+        }
     }
 
     /// What is to be asked next.
@@ -656,7 +727,7 @@ impl Exchange {
     fn next<R: Replica>(&mut self, replica: &mut R) -> Result<Option<(Kind, Request)>, R::Error> {
         let is_finding = self.is_finding();
         let is_full = |waiting: usize| waiting > 0 && (waiting >= ASKS_MAX || !is_finding);
-        let push = if is_full(self.pushes.len()) || !self.pushed_spans.is_empty() {
+        let push = if is_full(self.pushes.len() + self.returns.len()) || !self.pushed_spans.is_empty() {
             self.next_push(replica)?
         } else {
             None
@@ -670,7 +741,7 @@ impl Exchange {
         if let Some(fetch) = self.next_fetch() {
             return Ok(Some(fetch));
         }
-        if self.asks.len() + self.pushes.len() > UNRESOLVED_MAX {
+        if self.asks.len() + self.pushes.len() + self.returns.len() > UNRESOLVED_MAX {
             return Ok(None);
         }
         if !self.several.is_empty() && (self.listing.is_none() || self.several.len() >= GROUP_INTERVALS_MAX) {
@@ -722,12 +793,22 @@ impl Exchange {
             bytes += found.iter().map(Object::encoded_len).sum::<usize>();
             objects.extend(found);
         }
+        while bytes < OBJECTS_BYTES_MAX
+            && let Some((keyspace, key)) = self.returns.first().cloned()
+            && of.is_none_or(|of| of == keyspace)
+        {
+            self.returns.pop_first();
+            let held = replica.held(keyspace, &key)?;
+            of = Some(keyspace);
+            bytes += held.encoded_len();
+            objects.push(held);
+        }
         // What has gone meanwhile is passed over, so nothing else waits if nothing is found.
         let Some(keyspace) = of else { return Ok(None) };
         self.report.objects_sent += objects.len() as u64;
         self.report.payload_bytes += bytes as u64;
-        let positions = objects.iter().map(|object| position_of(Token::of_key(&object.key)).get()).collect();
-        Ok(Some((Kind::Push(keyspace, positions), Request::Push { keyspace, objects })))
+        let keys = objects.iter().map(|object| object.key.clone()).collect();
+        Ok(Some((Kind::Push(keyspace, keys), Request::Push { keyspace, objects })))
     }
 
     /// Asks for records, and tells what is here.
@@ -746,13 +827,14 @@ impl Exchange {
             let residue = Residue::new(position);
             let ours = at_position(replica, keyspace, Span::of_position(residue))?;
             // The whole difference is what is here.
-            if !ours.is_empty() && sum_of(replica, keyspace, &ours) == found.difference {
+            if !ours.is_empty() && found.difference == Some(sum_of(replica, keyspace, &ours)) {
                 self.report.missing += 1;
                 self.pushes.insert((keyspace, position));
                 continue;
             }
-            let counter = ours.iter().map(|object| object.record.highest()).max();
-            asked.push((position, found));
+            // Where the peer holds something else it is to say what, and not to want this once more.
+            let counter = highest(&ours).filter(|_| found.difference.is_some());
+            asked.push(Asked { position, found, is_told: counter.is_some() });
             asks.push(Ask { prefix: position >> shift, counter });
         }
         // All of them are to be sent; there may be others, of another keyspace.
@@ -856,6 +938,134 @@ fn is_moved(here: u64, there: u64) -> bool {
 /// The sum of some objects.
 fn sum_of<R: Replica>(replica: &R, keyspace: KeyspaceId, objects: &[Object]) -> Sum {
     let mut sum = Sum::ZERO;
-    objects.iter().for_each(|object| sum += replica.element(keyspace, object));
+    objects.iter().filter_map(|object| replica.element(keyspace, object)).for_each(|element| sum += element);
     sum
+}
+
+/// Whether an object is one that a scan of this span finds.
+fn is_record_in(object: &Object, span: Span) -> bool {
+    object.record.is_some() && span.contains(Token::of_key(&object.key))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use ring::Partitions;
+
+    use super::{
+        super::{Follower, memory::MemoryReplica},
+        *,
+    };
+    use crate::version::{Actor, Context, CopyCount, Counter, Dot, LwwVersion, Record, Value};
+
+    const KEYSPACE: KeyspaceId = KeyspaceId(1);
+    const KEYS: u64 = 50;
+
+    fn key(number: u64) -> Bytes {
+        Bytes::from(format!("key-{number}"))
+    }
+
+    fn replica(keys: u64) -> MemoryReplica {
+        let partitions = Partitions::new(4).expect("a power of two");
+        let mut replica = MemoryReplica::new([9; 32], partitions, 16);
+        for number in 0..keys {
+            let dot = Dot { counter: Counter(1 + number), actor: Actor(8) };
+            let value = Some(Value::new("value"));
+            let version = LwwVersion::write(dot, &Context::new(), value, CopyCount::DEFAULT);
+            replica.set(KEYSPACE, key(number), Some(Record::Lww(version).into()));
+        }
+        replica
+    }
+
+    /// Leads an exchange with a peer that answers some questions otherwise.
+    fn run(
+        leader: &mut MemoryReplica,
+        follower: &mut MemoryReplica,
+        mut otherwise: impl FnMut(Request) -> Option<Response>,
+    ) -> Result<(), ExchangeError<Infallible>> {
+        let mut other = Follower::new();
+        let (mut exchange, question) = Exchange::begin(leader, 5);
+        let mut open = vec![question];
+        while let Some(Question { number, message }) = open.pop() {
+            assert!(exchange.report().messages < 1000, "it does not end");
+            let request = Request::decode(message.clone()).expect("a request");
+            let answer = match otherwise(request) {
+                Some(response) => response.encode(),
+                None => other.answer(follower, message, true).expect("a question that makes sense"),
+            };
+            open.extend(exchange.answered(leader, number, answer)?);
+        }
+        assert!(exchange.is_complete());
+        Ok(())
+    }
+
+    #[test]
+    fn a_peer_that_never_says_what_it_holds_instead_is_left_alone() {
+        let (mut here, mut there) = (replica(KEYS), replica(0));
+        let mut pushes = 0;
+        run(&mut here, &mut there, |request| match request {
+            Request::Push { objects, .. } => {
+                pushes += objects.len() as u64;
+                Some(Response::Pushed { objects: Vec::new(), others: (0..objects.len() as u64).collect() })
+            }
+            _ => None,
+        })
+        .unwrap();
+        assert_eq!(pushes, KEYS * (1 + u64::from(RETURNS_MAX)));
+        assert_eq!((here.len() as u64, there.len()), (KEYS, 0));
+    }
+
+    #[test]
+    fn a_peer_that_holds_nothing_of_what_it_is_sent_is_left_alone() {
+        let (mut here, mut there) = (replica(KEYS), replica(0));
+        let mut pushes = 0;
+        run(&mut here, &mut there, |request| match request {
+            Request::Push { mut objects, .. } => {
+                pushes += objects.len() as u64;
+                objects.iter_mut().for_each(|object| object.record = None);
+                Some(Response::Pushed { objects, others: Vec::new() })
+            }
+            _ => None,
+        })
+        .unwrap();
+        assert_eq!(pushes, KEYS * (1 + u64::from(RETURNS_MAX)));
+    }
+
+    #[test]
+    fn what_was_not_sent_or_not_told_is_not_to_be_answered() {
+        let nothing = |number| Object { key: key(number), record: None, under: Counter::ZERO };
+        for objects in [vec![nothing(KEYS)], vec![nothing(0), nothing(0)]] {
+            let (mut here, mut there) = (replica(1), replica(0));
+            let ended = run(&mut here, &mut there, |request| match request {
+                Request::Push { .. } => {
+                    Some(Response::Pushed { objects: objects.clone(), others: Vec::new() })
+                }
+                _ => None,
+            });
+            assert!(matches!(ended, Err(ExchangeError::Senseless)), "{objects:?}: {ended:?}");
+        }
+        for others in [vec![1], vec![0, 0]] {
+            let (mut here, mut there) = (replica(1), replica(0));
+            let ended = run(&mut here, &mut there, |request| match request {
+                Request::Push { .. } => {
+                    Some(Response::Pushed { objects: Vec::new(), others: others.clone() })
+                }
+                _ => None,
+            });
+            assert!(matches!(ended, Err(ExchangeError::Senseless)), "{others:?}: {ended:?}");
+        }
+        let (mut here, mut there) = (replica(0), replica(1));
+        let answers = [
+            Response::Asked { outcomes: vec![Outcome::Wanted], objects: Vec::new() },
+            Response::Asked { outcomes: vec![Outcome::Objects(1)], objects: vec![nothing(0)] },
+        ];
+        for answer in answers {
+            let ended = run(&mut here, &mut there, |request| match request {
+                Request::Ask { .. } => Some(answer.clone()),
+                _ => None,
+            });
+            assert!(matches!(ended, Err(ExchangeError::Senseless)), "{answer:?}: {ended:?}");
+        }
+    }
 }

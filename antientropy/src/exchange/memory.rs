@@ -13,7 +13,7 @@ use ring::{KeyspaceId, PartitionId, Partitions, Token};
 use super::{Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind};
 use crate::{
     hash_tree::{Element, HashTree},
-    version::{CopyCount, Record},
+    version::{CopyCount, Counter, Record},
 };
 
 /// See the module's documentation.
@@ -150,8 +150,8 @@ impl Replica for MemoryReplica {
         self.trees.get(&tree).filter(|_| !self.unbuilt.contains(&tree.partition))
     }
 
-    fn element(&self, _: KeyspaceId, object: &Object) -> Element {
-        self.weigh(Token::of_key(&object.key), &object.record)
+    fn element(&self, _: KeyspaceId, object: &Object) -> Option<Element> {
+        object.record.as_ref().map(|record| self.weigh(Token::of_key(&object.key), record))
     }
 
     fn elements(
@@ -179,7 +179,7 @@ impl Replica for MemoryReplica {
         for (token, key, record) in
             found.filter(|(.., record)| copies.is_none_or(|of| record.copies().includes(of)))
         {
-            let object = Object { key: key.clone(), record: Arc::clone(record) };
+            let object = Object { key: key.clone(), record: Some(Arc::clone(record)), under: Counter::ZERO };
             if !gathered.push(token, object) {
                 break;
             }
@@ -187,18 +187,26 @@ impl Replica for MemoryReplica {
         Ok(gathered.into_stretch())
     }
 
+    fn held(&mut self, keyspace: KeyspaceId, key: &Bytes) -> Result<Object, Infallible> {
+        Ok(Object { key: key.clone(), record: self.get(keyspace, key).cloned(), under: Counter::ZERO })
+    }
+
     fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, Infallible> {
-        let Some(held) = self.get(keyspace, &object.key) else {
-            self.set(keyspace, object.key.clone(), Some(Arc::clone(&object.record)));
-            return Ok(true);
+        let (held, record) = match (self.get(keyspace, &object.key), &object.record) {
+            (held, None) => return Ok(held.is_none()),
+            (None, Some(record)) => {
+                self.set(keyspace, object.key.clone(), Some(Arc::clone(record)));
+                return Ok(true);
+            }
+            (Some(held), Some(record)) => (held, record),
         };
         // Nobody who means it sends one of the other policy.
-        if held.policy() != object.record.policy() {
+        if held.policy() != record.policy() {
             return Ok(true);
         }
         let mut joined = Record::clone(held);
-        joined.merge(&object.record);
-        let (is_theirs, is_ours) = (joined == *object.record, joined == **held);
+        joined.merge(record);
+        let (is_theirs, is_ours) = (joined == **record, joined == **held);
         if !is_ours {
             self.set(keyspace, object.key.clone(), Some(Arc::new(joined)));
         }

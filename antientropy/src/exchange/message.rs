@@ -26,13 +26,15 @@
 //! unbuilt    list of partition (2)
 //! intervals  list of: gap to the first bucket (number), buckets (number)
 //! cells      list of 21 bytes
-//! objects    list of: key (bytes), record
+//! objects    list of: key's length << 2 | has watermark << 1 | is nothing (number), watermark (8), key, record
 //! list       number, elements
 //! bytes      number, bytes
 //! number     LEB128 of at most 64 bits
 //! ```
 //!
-//! A *gap* is the difference to the one before, or to zero. Numbers are big-endian where they have a width.
+//! A *gap* is the difference to the one before, or to zero. Numbers are big-endian where they have a width. An object has a
+//! watermark only if that is another than the one before in its list, or than zero: there are few of them, and many objects.
+//! Of one that is nothing no record follows.
 
 use std::sync::Arc;
 
@@ -127,11 +129,11 @@ pub(super) enum Request {
         /// Where in them to begin.
         begin: Token,
     },
-    /// Records to be joined.
+    /// Records to be joined, and keys of which the leader holds nothing.
     Push {
         /// In which keyspace.
         keyspace: KeyspaceId,
-        /// With their keys.
+        /// Each as it was read.
         objects: Vec<Object>,
     },
 }
@@ -188,11 +190,11 @@ pub(super) enum Response {
         /// In the order of their tokens.
         objects: Vec<Object>,
     },
-    /// The records are joined.
+    /// The records are joined, or refused.
     Pushed {
-        /// The joins of those of which there was more.
+        /// What is held of those keys of which that is not what was sent, in the order in which they were sent.
         objects: Vec<Object>,
-        /// The places of others of which there was more, for which the answer had no room.
+        /// The places of others of these, for which the answer had no room.
         others: Vec<u64>,
     },
     /// The follower knows nothing of such an exchange, or of such cells: it has to begin anew.
@@ -304,7 +306,7 @@ impl Request {
             Request::Push { keyspace, objects } => {
                 out.put_u8(7);
                 keyspace.put(&mut out);
-                objects.put(&mut out);
+                put_objects(objects, &mut out);
             }
             Request::Narrow { salt, trees } => {
                 out.put_u8(8);
@@ -360,12 +362,45 @@ impl Request {
                 let interval = Interval { first: number(from)?, count: number(from)? };
                 Request::Fetch { salt, interval, begin: Token(u64::take(from)?) }
             }
-            7 => Request::Push { keyspace: KeyspaceId::take(from)?, objects: Vec::take(from)? },
+            7 => Request::Push { keyspace: KeyspaceId::take(from)?, objects: take_objects(from)? },
             8 => Request::Narrow { salt: u64::take(from)?, trees: take_intervals(from)? },
             _ => return Err(Undecodable),
         };
         if input.is_empty() { Ok(request) } else { Err(Undecodable) }
     }
+}
+
+fn put_objects(objects: &[Object], out: &mut BytesMut) {
+    put_number(objects.len() as u64, out);
+    let mut before = Counter::ZERO;
+    for Object { key, record, under } in objects {
+        let flags = u64::from(*under != before) << 1 | u64::from(record.is_none());
+        put_number((key.len() as u64) << 2 | flags, out);
+        if *under != before {
+            under.0.put(out);
+            before = *under;
+        }
+        out.put_slice(key);
+        record.iter().for_each(|record| record.encode(out));
+    }
+}
+
+fn take_objects(input: &mut Bytes) -> Result<Vec<Object>> {
+    let mut under = Counter::ZERO;
+    list(input, 1, |from| {
+        let head = number(from)?;
+        if head & 2 != 0 {
+            let before = std::mem::replace(&mut under, Counter(u64::take(from)?));
+            // Each list has one encoding.
+            if under == before {
+                return Err(Undecodable);
+            }
+        }
+        let key = bytes(from, head >> 2)?;
+        let record =
+            if head & 1 == 0 { Some(Arc::new(Record::decode(from).map_err(|_| Undecodable)?)) } else { None };
+        Ok(Object { key, record, under })
+    })
 }
 
 fn put_intervals(intervals: &[Interval], out: &mut BytesMut) {
@@ -431,17 +466,17 @@ impl Response {
                     };
                     put_numbers([number, run.len() as u64], &mut out);
                 }
-                objects.put(&mut out);
+                put_objects(objects, &mut out);
             }
             Response::Fetched { rest, objects } => {
                 out.put_u8(7);
                 out.put_u8(u8::from(rest.is_some()));
                 rest.iter().for_each(|rest| rest.0.put(&mut out));
-                objects.put(&mut out);
+                put_objects(objects, &mut out);
             }
             Response::Pushed { objects, others } => {
                 out.put_u8(8);
-                objects.put(&mut out);
+                put_objects(objects, &mut out);
                 put_number(others.len() as u64, &mut out);
                 others.iter().for_each(|place| put_number(*place, &mut out));
             }
@@ -494,7 +529,7 @@ impl Response {
                 let outcomes =
                     runs.iter().flat_map(|(outcome, length)| std::iter::repeat_n(*outcome, *length));
                 let outcomes: Vec<Outcome> = outcomes.take(ASKS_MAX + 1).collect();
-                Response::Asked { outcomes, objects: Vec::take(from)? }
+                Response::Asked { outcomes, objects: take_objects(from)? }
             }
             7 => {
                 let rest = match u8::take(from)? {
@@ -502,9 +537,9 @@ impl Response {
                     1 => Some(Token(u64::take(from)?)),
                     _ => return Err(Undecodable),
                 };
-                Response::Fetched { rest, objects: Vec::take(from)? }
+                Response::Fetched { rest, objects: take_objects(from)? }
             }
-            8 => Response::Pushed { objects: Vec::take(from)?, others: list(from, 1, number)? },
+            8 => Response::Pushed { objects: take_objects(from)?, others: list(from, 1, number)? },
             9 => Response::Forgotten,
             10 => Response::Narrowed {
                 unbuilt: Vec::take(from)?,
@@ -563,8 +598,8 @@ fn list<T>(
     Ok(elements)
 }
 
-fn bytes(input: &mut Bytes) -> Result<Bytes> {
-    let count = usize::try_from(number(input)?).map_err(|_| Undecodable)?;
+fn bytes(input: &mut Bytes, count: u64) -> Result<Bytes> {
+    let count = usize::try_from(count).map_err(|_| Undecodable)?;
     if count > input.len() { Err(Undecodable) } else { Ok(input.split_to(count)) }
 }
 
@@ -718,7 +753,8 @@ impl Part for Survey {
     }
 
     fn take(input: &mut Bytes) -> Result<Survey> {
-        Survey::from_bytes(&bytes(input)?).ok_or(Undecodable)
+        let count = number(input)?;
+        Survey::from_bytes(&bytes(input, count)?).ok_or(Undecodable)
     }
 }
 
@@ -756,22 +792,5 @@ impl Part for Sum {
 
     fn take(input: &mut Bytes) -> Result<Sum> {
         Ok(Sum { weights: Residue::take(input)?, moments: Residue::take(input)? })
-    }
-}
-
-impl Part for Object {
-    /// A length, and the shortest record's header.
-    const BYTES_MIN: usize = 4;
-
-    fn put(&self, out: &mut BytesMut) {
-        put_number(self.key.len() as u64, out);
-        out.put_slice(&self.key);
-        self.record.encode(out);
-    }
-
-    fn take(input: &mut Bytes) -> Result<Object> {
-        let key = bytes(input)?;
-        let record = Record::decode(input).map_err(|_| Undecodable)?;
-        Ok(Object { key, record: Arc::new(record) })
     }
 }

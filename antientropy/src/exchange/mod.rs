@@ -19,8 +19,13 @@
 //!    or asks for the leader's. Whoever joins two records and has more than it was sent sends the join back. So in the end
 //!    both have the join, however wrong the guess was about which is newer.
 //!
+//! A replica may refuse what it is sent: a record that its peer alone still holds may be one that was deleted long ago, and
+//! whose delete is forgotten. Then, too, the sender is told what is held instead, even if that is nothing, and under which
+//! watermark: it is for its replica to say whether it gives in. Where neither does, the key is left as it is, and the
+//! exchange is complete nevertheless: what no side takes is not to be found by looking again.
+//!
 //! What changes on either side meanwhile is a difference or not, and both are right: what is moved is what is there when it
-//! is read. An exchange that is complete has brought to both sides what differed when it began.
+//! is read. An exchange that is complete has brought to both sides what differed when it began, but for what was refused.
 //!
 //! Merkle's trees are walked level by level, a round trip each; that sums of ranges can be subtracted replaces the walk by
 //! one sketch over all leaves of all trees.
@@ -41,7 +46,7 @@ use ring::{KeyspaceId, PartitionId};
 
 use crate::{
     hash_tree::{Element, HashTree},
-    version::{CopyCount, Record},
+    version::{CopyCount, Counter, Record},
 };
 
 pub use follower::{FollowError, Follower};
@@ -67,13 +72,16 @@ pub struct TreeId {
     pub partition: PartitionId,
 }
 
-/// A key with its record.
+/// A key with what a side holds of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
     /// The key.
     pub key: Bytes,
-    /// The record.
-    pub record: Arc<Record>,
+    /// Its record; none if nothing is held.
+    pub record: Option<Arc<Record>>,
+    /// The watermark under which the copy that this was read from was whole then, or zero: of the writes up to there, it
+    /// knew all that are not dead.
+    pub under: Counter,
 }
 
 /// Objects of a span, and whether there are more.
@@ -141,8 +149,8 @@ pub trait Replica {
     /// A tree; none is as good as an empty one.
     fn tree(&self, tree: TreeId) -> Option<&HashTree>;
 
-    /// What an object is in its tree.
-    fn element(&self, keyspace: KeyspaceId, object: &Object) -> Element;
+    /// What an object is in its tree; none if it is nothing.
+    fn element(&self, keyspace: KeyspaceId, object: &Object) -> Option<Element>;
 
     /// What a tree has in a span, and what trees of more copies have there: a record may be about to move from one to the
     /// other. None if that is more than so many.
@@ -157,8 +165,8 @@ pub trait Replica {
         limit: usize,
     ) -> Result<Option<Vec<Element>>, Self::Error>;
 
-    /// The objects of a keyspace in a span: of so many copies and of more, or all that both sides keep. At least one, and
-    /// no more than fit into so many bytes.
+    /// The objects of a keyspace in a span, each with a record: of so many copies and of more, or all that both sides keep.
+    /// At least one, and no more than fit into so many bytes.
     ///
     /// # Errors
     ///
@@ -171,7 +179,18 @@ pub trait Replica {
         bytes_max: usize,
     ) -> Result<Stretch, Self::Error>;
 
-    /// Joins a record to what is there, if it is of the keyspace's policy; else that is an error. Returns whether the join is that record: if not, there was more here.
+    /// What is held of a key now, or that it is nothing.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    fn held(&mut self, keyspace: KeyspaceId, key: &Bytes) -> Result<Object, Self::Error>;
+
+    /// Joins a record to what is there, if it is of the keyspace's policy, else that is an error; or refuses it. Takes note
+    /// that the peer holds nothing, if the object says that.
+    ///
+    /// Returns whether what is held afterwards is just what the object says, which may be nothing. If not, there was more
+    /// here, or it was refused: the peer is to be told what is held instead.
     ///
     /// # Errors
     ///

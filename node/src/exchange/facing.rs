@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, sync::Arc};
 use antientropy::{
     exchange::{Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind},
     hash_tree::{Element, HashTree},
-    version::{CopyCount, Dot, Record, UnixMillis},
+    version::{CopyCount, Counter, Dot, Record, UnixMillis},
 };
+use bytes::Bytes;
 use ring::{ClusterDocument, Durability, KeyspaceId, NodeId, PartitionId, Token};
 
 use crate::{
@@ -163,9 +164,9 @@ impl<S: Store> Replica for Facing<'_, S> {
         self.local.replica.trees.of(tree.partition)?.get(&tree.kind)
     }
 
-    fn element(&self, _: KeyspaceId, object: &Object) -> Element {
+    fn element(&self, _: KeyspaceId, object: &Object) -> Option<Element> {
         let key = self.local.replica.trees.key();
-        Element::new(key, Token::of_key(&object.key), object.record.digest())
+        object.record.as_ref().map(|record| Element::new(key, Token::of_key(&object.key), record.digest()))
     }
 
     fn elements(
@@ -198,9 +199,17 @@ impl<S: Store> Replica for Facing<'_, S> {
         // Most spans are a single position's.
         self.each(keyspace, span, 2, |name, record| {
             let is_asked = copies.is_none_or(|copies| record.copies().includes(copies));
-            !is_asked || gathered.push(name.token(), Object { key: name.key(), record })
+            let object = Object { key: name.key(), record: Some(record), under: Counter::ZERO };
+            !is_asked || gathered.push(name.token(), object)
         })?;
         Ok(gathered.into_stretch())
+    }
+
+    fn held(&mut self, keyspace: KeyspaceId, key: &Bytes) -> Result<Object, FacingError> {
+        let name = ObjectKey::new(keyspace, key);
+        let held = self.local.held(&name, name.partition(self.document.partitions));
+        let record = held.map_err(|_| FacingError::Read)?;
+        Ok(Object { key: key.clone(), record, under: Counter::ZERO })
     }
 
     fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, FacingError> {
@@ -209,14 +218,17 @@ impl<S: Store> Replica for Facing<'_, S> {
         }
         let name = ObjectKey::new(keyspace, &object.key);
         let partition = name.partition(self.document.partitions);
-        if self.is_passed_over(&name, partition, &object.record) {
+        let Some(record) = &object.record else {
+            return Ok(self.held(keyspace, &object.key)?.record.is_none());
+        };
+        if self.is_passed_over(&name, partition, record) {
             return Ok(true);
         }
         let is_filling = self.local.copies.generation(partition).is_some();
         let path = if is_filling { MergePath::Movement } else { MergePath::AntiEntropy };
-        self.local.merge(&name, &object.record, Durability::Disk, path).map_err(|_| FacingError::Refused)?;
+        self.local.merge(&name, record, Durability::Disk, path).map_err(|_| FacingError::Refused)?;
         match self.local.held(&name, partition) {
-            Ok(held) => Ok(held.is_some_and(|held| held.digest() == object.record.digest())),
+            Ok(held) => Ok(held.is_some_and(|held| held.digest() == record.digest())),
             Err(_) => Err(FacingError::Read),
         }
     }
