@@ -87,6 +87,7 @@ fn envelopes() -> Vec<(&'static str, Envelope)> {
         tag,
         object: ObjectKey::new(KEYSPACE, KEY),
         record: Arc::new(Record::Siblings(set)),
+        under: counter,
         durability: Durability::Disk,
         path: MergePath::Write,
     };

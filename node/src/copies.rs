@@ -11,9 +11,14 @@
 //! memory errs to the careful side: a copy is filling here before the removal of its mark is synced, and whole here
 //! only after the mark is.
 //!
-//! A filling copy that has exchanged with some of the others is whole for those requests whose n asks no further:
-//! what the first n hold has reached it. So a dead node at the fifth place does not keep requests of three copies
+//! A filling copy that has exchanged with some of the others, one of them whole, is whole for those requests whose n asks no
+//! further: what the first n hold has reached it. So a dead node at the fifth place does not keep requests of three copies
 //! waiting.
+//!
+//! **Union.** A filling copy takes from others that fill only what is above the partition's watermark: they may hold what a
+//! whole copy knows to be dead and has forgotten. If for some records none of the others that keep them was whole, it begins a
+//! round in which it takes everything, and is whole after it if it found the others in the same times of filling: then there
+//! was a moment at which none of them was whole, and the union is all there is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +35,8 @@ pub(crate) struct Copies {
     copies: BTreeMap<PartitionId, Copy>,
     /// Copies with a mark on its way.
     marking: BTreeSet<PartitionId>,
-    /// Counts the times that any copy began to fill, so that an exchange of an earlier time is told apart.
+    /// Counts from a random number the times that any copy began to fill, so that another time is told apart, whichever
+    /// process it was in.
     generations: u64,
 }
 
@@ -46,12 +52,37 @@ enum State {
     Whole,
     Filling {
         /// Which time of filling this is.
-        generation: u64,
-        /// The nodes with which exchanges were completed in this time.
-        exchanged: BTreeSet<NodeId>,
+        time: Time,
+        /// The nodes with which exchanges were completed in this time, and in which time of filling each was; 0 if it was
+        /// whole.
+        exchanged: BTreeMap<NodeId, u64>,
+        /// In a union: how the others were found in the round before.
+        union: Option<BTreeMap<NodeId, u64>>,
         /// The batch that carries the mark of wholeness, once it is on its way.
         becoming: Option<Sequence>,
     },
+}
+
+/// Which time of filling a copy is in: both 0 if it is whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Time {
+    /// Drawn when it begins to fill, and said to others.
+    pub(crate) generation: u64,
+    /// Counts how often it began to exchange with all others anew.
+    round: u64,
+}
+
+/// Whether a filling copy has become whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// It has still to exchange with others.
+    Filling,
+    /// It has to exchange with all of them again.
+    Again,
+    /// Its mark may be written.
+    Whole,
+    /// The same, because no other copy was whole.
+    Union,
 }
 
 /// What a copy was before it began to fill.
@@ -87,9 +118,9 @@ pub(crate) struct Mark {
 }
 
 impl Copies {
-    /// No copies.
-    pub(crate) fn new() -> Copies {
-        Copies { copies: BTreeMap::new(), marking: BTreeSet::new(), generations: 0 }
+    /// No copies. The random number names their times of filling.
+    pub(crate) fn new(random: u64) -> Copies {
+        Copies { copies: BTreeMap::new(), marking: BTreeSet::new(), generations: random }
     }
 
     /// Takes over the partitions that a document gives this node, with the epoch of each gain. A copy that is
@@ -110,8 +141,9 @@ impl Copies {
 
     /// A new time of filling.
     fn filling(&mut self) -> State {
-        self.generations += 1;
-        State::Filling { generation: self.generations, exchanged: BTreeSet::new(), becoming: None }
+        self.generations = self.generations.wrapping_add(1).max(1);
+        let time = Time { generation: self.generations, round: 0 };
+        State::Filling { time, exchanged: BTreeMap::new(), union: None, becoming: None }
     }
 
     /// The copy cannot be believed any more. Says what it was before; none if there is no such copy.
@@ -139,6 +171,12 @@ impl Copies {
         matches!(self.copies.get(&partition), Some(Copy { state: State::Whole, .. }))
     }
 
+    /// Whether the copy is marked as whole, or will be with a batch that is on its way.
+    pub(crate) fn is_marked(&self, partition: PartitionId) -> bool {
+        let state = self.copies.get(&partition).map(|copy| &copy.state);
+        matches!(state, Some(State::Whole | State::Filling { becoming: Some(_), .. }))
+    }
+
     /// Whether the copy is whole as far as `others`, the other copies that a request asked for, are concerned.
     pub(crate) fn is_whole_for(
         &self,
@@ -148,53 +186,96 @@ impl Copies {
         match self.copies.get(&partition).map(|copy| &copy.state) {
             Some(State::Whole) => true,
             Some(State::Filling { exchanged, .. }) => {
-                others.into_iter().all(|node| exchanged.contains(&node))
+                let found: Vec<Option<u64>> =
+                    others.into_iter().map(|node| exchanged.get(&node).copied()).collect();
+                found.iter().all(Option::is_some) && (found.is_empty() || found.contains(&Some(0)))
             }
             None => false,
         }
     }
 
-    /// The time of filling that the copy is in; none if it is whole or absent.
-    pub(crate) fn generation(&self, partition: PartitionId) -> Option<u64> {
-        match self.copies.get(&partition)?.state {
-            State::Whole => None,
-            State::Filling { generation, .. } => Some(generation),
+    /// The time of filling that the copy is in.
+    pub(crate) fn time(&self, partition: PartitionId) -> Time {
+        match self.copies.get(&partition).map(|copy| &copy.state) {
+            Some(State::Filling { time, .. }) => *time,
+            Some(State::Whole) | None => Time::default(),
         }
     }
 
     /// Whether a filling copy has still to exchange with `node`.
     pub(crate) fn lacks_exchange(&self, partition: PartitionId, node: NodeId) -> bool {
         match self.copies.get(&partition).map(|copy| &copy.state) {
-            Some(State::Filling { exchanged, .. }) => !exchanged.contains(&node),
+            Some(State::Filling { exchanged, .. }) => !exchanged.contains_key(&node),
             Some(State::Whole) | None => false,
         }
     }
 
-    /// An exchange with `node` that began in `generation` is complete. True if the copy has now exchanged with all
-    /// of `others` and its mark may be written.
-    pub(crate) fn exchanged(
-        &mut self,
-        partition: PartitionId,
-        generation: u64,
-        node: NodeId,
-        others: &[NodeId],
-    ) -> bool {
-        match self.copies.get_mut(&partition).map(|copy| &mut copy.state) {
-            Some(State::Filling { generation: current, exchanged, becoming }) if *current == generation => {
-                exchanged.insert(node);
-                becoming.is_none() && others.iter().all(|other| exchanged.contains(other))
-            }
-            Some(_) | None => false,
+    /// An exchange with `node`, which was in this time of filling or whole, is complete that began in `time`.
+    pub(crate) fn exchanged(&mut self, partition: PartitionId, time: Time, node: NodeId, theirs: u64) {
+        if let Some(State::Filling { time: current, exchanged, .. }) =
+            self.copies.get_mut(&partition).map(|copy| &mut copy.state)
+            && *current == time
+        {
+            exchanged.insert(node, theirs);
         }
     }
 
-    /// Whether a filling copy has exchanged with all of `others` and nobody has written its mark.
-    pub(crate) fn is_filled(&self, partition: PartitionId, others: &[NodeId]) -> bool {
-        match self.copies.get(&partition).map(|copy| &copy.state) {
-            Some(State::Filling { exchanged, becoming: None, .. }) => {
-                others.iter().all(|other| exchanged.contains(other))
+    /// A filling copy has to exchange with all others again.
+    pub(crate) fn begin_round(&mut self, partition: PartitionId) {
+        if let Some(State::Filling { time, exchanged, union, becoming: None }) =
+            self.copies.get_mut(&partition).map(|copy| &mut copy.state)
+        {
+            time.round += 1;
+            exchanged.clear();
+            *union = None;
+        }
+    }
+
+    /// Whether a filling copy has exchanged with all of `others` and its mark may be written. If what was found in the
+    /// others needs a union, that begins.
+    pub(crate) fn judge(
+        &mut self,
+        partition: PartitionId,
+        others: &[NodeId],
+        needs_union: impl FnOnce(&BTreeMap<NodeId, u64>) -> bool,
+    ) -> Judged {
+        let Some(State::Filling { time, exchanged, union, becoming: None }) =
+            self.copies.get_mut(&partition).map(|copy| &mut copy.state)
+        else {
+            return Judged::Filling;
+        };
+        if !others.iter().all(|other| exchanged.contains_key(other)) {
+            return Judged::Filling;
+        }
+        match union {
+            None if !needs_union(exchanged) => Judged::Whole,
+            None => {
+                *union = Some(std::mem::take(exchanged));
+                time.round += 1;
+                Judged::Again
             }
-            Some(_) | None => false,
+            Some(before) => {
+                let is_same = |node: &NodeId| {
+                    let before = before.get(node);
+                    before == Some(&0) || before == exchanged.get(node)
+                };
+                if others.iter().all(is_same) {
+                    return Judged::Union;
+                }
+                // It took what a copy that is whole by now may know to be dead.
+                time.round += 1;
+                exchanged.clear();
+                *union = None;
+                Judged::Again
+            }
+        }
+    }
+
+    /// In a union: how the others were found before it began.
+    pub(crate) fn union(&self, partition: PartitionId) -> Option<&BTreeMap<NodeId, u64>> {
+        match self.copies.get(&partition).map(|copy| &copy.state) {
+            Some(State::Filling { union, .. }) => union.as_ref(),
+            Some(State::Whole) | None => None,
         }
     }
 
@@ -346,19 +427,27 @@ mod tests {
     const P: PartitionId = PartitionId(3);
     const OTHERS: [NodeId; 2] = [NodeId(2), NodeId(3)];
 
+    const WHOLE: u64 = 0;
+
     fn gained_one() -> Copies {
-        let mut copies = Copies::new();
+        let mut copies = Copies::new(7);
         copies.adopt(BTreeMap::from([(P, Epoch(1))]), |_, _| false);
         copies
+    }
+
+    fn judge(copies: &mut Copies) -> Judged {
+        copies.judge(P, &OTHERS, |found| !found.values().any(|found| *found == WHOLE))
     }
 
     #[test]
     fn a_copy_is_whole_once_its_mark_is_synced_and_not_before() {
         let mut copies = gained_one();
-        let generation = copies.generation(P).unwrap();
-        assert!(!copies.exchanged(P, generation, NodeId(2), &OTHERS));
+        let time = copies.time(P);
+        copies.exchanged(P, time, NodeId(2), WHOLE);
+        assert_eq!(judge(&mut copies), Judged::Filling);
         assert!(copies.is_whole_for(P, [NodeId(2)]), "whole for requests that ask no further");
-        assert!(copies.exchanged(P, generation, NodeId(3), &OTHERS));
+        copies.exchanged(P, time, NodeId(3), 77);
+        assert_eq!(judge(&mut copies), Judged::Whole);
         copies.becoming_whole(P, Sequence(7));
         assert!(!copies.is_whole(P));
         assert_eq!(copies.committed(Sequence(6)), []);
@@ -369,11 +458,35 @@ mod tests {
     #[test]
     fn an_exchange_of_an_earlier_time_of_filling_does_not_count() {
         let mut copies = gained_one();
-        let earlier = copies.generation(P).unwrap();
-        copies.exchanged(P, earlier, NodeId(2), &OTHERS);
+        let earlier = copies.time(P);
+        copies.exchanged(P, earlier, NodeId(2), WHOLE);
         assert_eq!(copies.fill(P), Some(Before::Filling));
-        assert!(!copies.exchanged(P, earlier, NodeId(3), &OTHERS));
+        copies.exchanged(P, earlier, NodeId(3), WHOLE);
         assert!(copies.lacks_exchange(P, NodeId(2)) && copies.lacks_exchange(P, NodeId(3)));
+        let earlier = copies.time(P);
+        copies.begin_round(P);
+        copies.exchanged(P, earlier, NodeId(3), WHOLE);
+        assert!(copies.lacks_exchange(P, NodeId(3)));
+    }
+
+    #[test]
+    fn where_nobody_is_whole_the_union_is_taken_in_another_round() {
+        let mut copies = gained_one();
+        let exchange = |copies: &mut Copies, theirs: [u64; 2]| {
+            let time = copies.time(P);
+            for (other, theirs) in OTHERS.into_iter().zip(theirs) {
+                copies.exchanged(P, time, other, theirs);
+            }
+            judge(copies)
+        };
+        assert_eq!(exchange(&mut copies, [20, 30]), Judged::Again);
+        assert!(copies.union(P).is_some() && !copies.is_whole_for(P, [NodeId(2)]));
+        assert_eq!(exchange(&mut copies, [20, WHOLE]), Judged::Again, "one has become whole meanwhile");
+        assert!(copies.union(P).is_none());
+        assert_eq!(exchange(&mut copies, [20, WHOLE]), Judged::Whole);
+        let mut copies = gained_one();
+        exchange(&mut copies, [20, 30]);
+        assert_eq!(exchange(&mut copies, [20, 30]), Judged::Union);
     }
 
     #[test]
@@ -387,7 +500,7 @@ mod tests {
 
     #[test]
     fn a_gain_is_another_copy() {
-        let mut copies = Copies::new();
+        let mut copies = Copies::new(7);
         copies.adopt(BTreeMap::from([(P, Epoch(1))]), |_, _| true);
         copies.adopt(BTreeMap::from([(P, Epoch(1))]), |_, _| false);
         assert!(copies.is_whole(P), "the same gain, the same copy");

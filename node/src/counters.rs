@@ -77,6 +77,21 @@ pub struct Counters {
     pub merged_movement: Merged,
     /// Merges that were refused because too many bytes wait for the disk.
     pub merges_refused: u64,
+    /// Merges that were refused because all that they brought was over long since: exchanges bring what is true of it.
+    pub merges_late: u64,
+    /// Merges that were refused because they named a write below the watermark of which this node knows nothing, and whose
+    /// sender had not promised it: it may be one that has been deleted. By their path, in the order of [`MergePath`].
+    pub merges_behind: [u64; 6],
+    /// Times that a partition's watermark rose.
+    pub watermarks_raised: u64,
+    /// Tombstones, and expired values, that were dropped below the watermark.
+    pub tombstones_dropped: u64,
+    /// Records of which superfluous context entries, or expired values, were dropped.
+    pub contexts_pruned: u64,
+    /// Records of which a filling copy dropped values that a whole one knows to be dead.
+    pub values_quarantined: u64,
+    /// Copies that became whole by the union of what others held, none of which was whole.
+    pub unions: u64,
     /// Last-write-wins values that were discarded although their winner's writer had not seen them.
     pub lww_discarded: u64,
     /// Records that could not be read.
@@ -168,6 +183,19 @@ impl Counters {
                 self.refused += 1;
             }
         }
+    }
+
+    /// A merge was refused that may bring back what was deleted.
+    pub(crate) fn merged_behind(&mut self, path: MergePath) {
+        let place = match path {
+            MergePath::Write => 0,
+            MergePath::StandIn { .. } => 1,
+            MergePath::ReadRepair => 2,
+            MergePath::Hint => 3,
+            MergePath::AntiEntropy => 4,
+            MergePath::Movement => 5,
+        };
+        self.merges_behind[place] += 1;
     }
 
     /// A merge of so many bytes changed a record; the newest that it brought was of this age.

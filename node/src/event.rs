@@ -137,6 +137,8 @@ pub enum Wake {
     Hints,
     /// A store that refused a batch may take one again.
     Storage,
+    /// Promises are to be made about what is settled.
+    Watermarks,
     /// Hash trees are to be built, or what is stored is to be scrubbed.
     Background,
     /// A change of the document is to be tried again or given up, or founders are to be asked.

@@ -12,9 +12,11 @@
 mod admission;
 mod agreement;
 mod cache;
+mod collect;
 mod coordinator;
 mod copies;
 mod counters;
+mod door;
 mod event;
 mod exchange;
 mod formation;
@@ -28,6 +30,7 @@ mod operations;
 mod peers;
 mod placement;
 mod planted;
+mod prunable;
 mod recovery;
 mod replica;
 mod settings;
@@ -37,6 +40,7 @@ pub mod shell;
 pub mod storage;
 mod trees;
 mod waiting;
+mod watermarks;
 pub mod wire;
 
 pub use counters::{AGE_BOUNDS_MS, Ages, Counters, Merged};

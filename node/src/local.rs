@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use antientropy::version::{Record, UnixMillis, VersionDigest};
+use antientropy::version::{Counter, Pruned, Record, UnixMillis, VersionDigest};
 use bytes::Bytes;
 use client::hedge::HedgeBudget;
 use rand_chacha::ChaCha8Rng;
@@ -26,17 +26,18 @@ use crate::{
     hints::HintLeft,
     lag::Lag,
     message::{
-        DocumentName, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, ReadKind,
-        StartId, Tag,
+        DocumentName, Envelope, ExchangeAnswer, Header, MergeOutcome, MergeRefusal, Message, ReadAnswer,
+        ReadKind, StartId, Tag,
     },
     operations::Numbers,
     peers::Peers,
     placement::Owners,
     planted::PlantedBug,
-    replica::{Held, PLAUSIBLE_MAX, Replica},
+    replica::{Held, Replica},
     settings::Settings,
     storage::{ObjectKey, ReadError, Sequence, Store},
     waiting::{Waiting, WaitingRoom},
+    watermarks::Watermarks,
 };
 
 /// See the module's documentation.
@@ -67,10 +68,16 @@ pub(crate) struct Local<S> {
     pub(crate) timers: BTreeSet<(Duration, u64)>,
     /// Copies that began to fill, or to be held, since the scheduler last looked, and how soon their exchanges are due.
     pub(crate) to_fill: BTreeMap<PartitionId, Duration>,
+    /// Filling copies that have to exchange with all others again, since the scheduler last looked.
+    pub(crate) to_exchange: BTreeSet<PartitionId>,
     /// Peers that may lack something, since the scheduler last looked: they were away, or what they were owed was dropped.
     pub(crate) to_compare: BTreeSet<NodeId>,
     /// What peers lack that nobody owes them.
     pub(crate) lag: Lag,
+    /// Floors, promises and watermarks.
+    pub(crate) watermarks: Watermarks,
+    /// Whether a watermark was heard of that this store promised and does not know of.
+    pub(crate) has_forgotten: bool,
     /// Merges that were not acknowledged and are left to hints: the target and the object.
     pub(crate) hints_left: Vec<HintLeft>,
     pub(crate) numbers: Numbers,
@@ -115,7 +122,7 @@ pub(crate) enum Event {
         /// The peer's store.
         store: StoreId,
         /// Its answer.
-        answer: Bytes,
+        answer: Box<ExchangeAnswer>,
     },
     /// A peer did not take a question.
     Declined,
@@ -328,6 +335,7 @@ impl<S: Store> Local<S> {
     /// may be there the next time too, and its mark is written.
     pub(crate) fn fill(&mut self, partition: PartitionId) {
         self.replica.retire_actor(partition);
+        self.watermarks.forget_credit(partition);
         // What comes again has to be stored again, though it was read a moment ago.
         self.replica.forget_cached();
         match self.copies.fill(partition) {
@@ -351,63 +359,6 @@ impl<S: Store> Local<S> {
         }
     }
 
-    /// A filling copy that has exchanged with all others becomes whole, if the document records this store.
-    pub(crate) fn become_whole(&mut self, partition: PartitionId) {
-        let others = self.sharers.get(&partition).map_or(&[][..], Vec::as_slice);
-        if self.is_recorded() && !self.replica.is_refusing() && self.copies.is_filled(partition, others) {
-            self.copies.becoming_whole(partition, self.replica.turn_sequence());
-            self.write_mark(partition);
-        }
-    }
-
-    /// The one door: joins a record that carries its dots, from wherever it comes. Returns the batch to wait for
-    /// before it is acknowledged at this durability.
-    pub(crate) fn merge(
-        &mut self,
-        object: &ObjectKey,
-        record: &Arc<Record>,
-        durability: Durability,
-        path: MergePath,
-    ) -> Result<Acknowledgement, MergeRefusal> {
-        let (partition, _) = self.copy_of(object)?;
-        let keyspace = self.document.as_ref().and_then(|document| document.keyspaces.get(&object.keyspace()));
-        if keyspace.is_none_or(|keyspace| keyspace.conflict != record.policy())
-            || record.highest() >= PLAUSIBLE_MAX
-        {
-            return Err(MergeRefusal::Mismatched);
-        }
-        if self.replica.unsynced_bytes() > self.settings.unsynced_bytes_max {
-            self.counters.merges_refused += 1;
-            return Err(MergeRefusal::Overloaded);
-        }
-        let local = match self.held(object, partition) {
-            Ok(local) => local,
-            Err(Unheld::Damaged) => None,
-            Err(Unheld::Unreadable) => return Err(MergeRefusal::StorageFailed),
-        };
-        let bytes = object.encoded().len() + record.encoded_len();
-        let age_ms = self.now.wall.0.saturating_sub(record.highest().millis().0);
-        match local {
-            None => {
-                self.counters.merged(path, bytes, age_ms);
-                self.replica.put(object.clone(), None, Some(Arc::clone(record)));
-            }
-            // Siblings that are here already need no copy to find out; of two last-write-wins versions the loser is
-            // counted, whichever it is.
-            Some(local) if matches!(*local, Record::Siblings(_)) && local.dominates(record) => {}
-            Some(local) => {
-                let mut joined = Record::clone(&local);
-                let outcome = joined.merge(record);
-                self.counters.lww_discarded += u64::from(outcome.discarded_concurrent);
-                if outcome.changed {
-                    self.counters.merged(path, bytes, age_ms);
-                    self.replica.put(object.clone(), Some(&local), Some(Arc::new(joined)));
-                }
-            }
-        }
-        self.acknowledge(object, durability)
-    }
-
     /// Acknowledges what this node holds of an object.
     pub(crate) fn acknowledge(
         &mut self,
@@ -418,32 +369,8 @@ impl<S: Store> Local<S> {
         Ok(Acknowledgement { gained, after: self.acknowledge_after(object, partition, durability) })
     }
 
-    /// Takes a record in place of another node, and leaves a hint for that one with the same batch, which is what the
-    /// acknowledgement waits for.
-    pub(crate) fn stand_in(
-        &mut self,
-        target: NodeId,
-        object: &ObjectKey,
-        record: &Arc<Record>,
-        durability: Durability,
-    ) -> Result<Acknowledgement, MergeRefusal> {
-        // A hint that is left now might not be stored with that batch.
-        if self.replica.is_refusing() {
-            self.counters.stand_ins_refused += 1;
-            return Err(MergeRefusal::StorageFailed);
-        }
-        self.merge(object, record, durability, MergePath::StandIn { target })?;
-        self.replica.put_again(object);
-        self.hints_left.push(HintLeft { target, object: object.clone(), is_counted: true });
-        let mut acknowledgement = self.acknowledge(object, durability)?;
-        if durability == Durability::Disk || acknowledgement.after.is_some() {
-            acknowledgement.after = Some(self.replica.turn_sequence());
-        }
-        Ok(acknowledgement)
-    }
-
     /// The partition of an object, and since when this node has a copy of it.
-    fn copy_of(&self, object: &ObjectKey) -> Result<(PartitionId, Epoch), MergeRefusal> {
+    pub(crate) fn copy_of(&self, object: &ObjectKey) -> Result<(PartitionId, Epoch), MergeRefusal> {
         let partitions = self.document.as_ref().ok_or(MergeRefusal::NotOwner)?.partitions;
         let partition = object.partition(partitions);
         let gained = self.copies.gained(partition).ok_or(MergeRefusal::NotOwner)?;
@@ -498,14 +425,29 @@ impl<S: Store> Local<S> {
             return (ReadAnswer::Filling, None);
         }
         let Ok(record) = self.held(object, partition) else { return (ReadAnswer::Filling, None) };
+        let is_kept =
+            record.as_ref().is_none_or(|held| self.keeps(object.keyspace(), partition, held.copies()));
+        let under = if is_kept { self.under(partition) } else { Counter::ZERO };
+        // What is only held in place of others is above the watermark, or was handed over.
+        let watermark = self.watermarks.of(partition);
+        let record = record.filter(|held| is_kept || held.highest() > watermark);
+        // What is about to be pruned others may have pruned.
+        let record = record.and_then(|record| pruned(record, watermark));
         let after = if durable { self.replica.pending(object) } else { None };
         let answer = match kind {
-            ReadKind::Data => ReadAnswer::Data(record),
+            ReadKind::Data => ReadAnswer::Data(record, under),
             ReadKind::Digest => {
                 ReadAnswer::Digest(record.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest()))
             }
         };
         (answer, after)
+    }
+
+    /// Whether this process may date writes of a partition: some other copy has told it the floor, which its store may have
+    /// forgotten.
+    pub(crate) fn may_mint(&self, partition: PartitionId) -> bool {
+        let sharers = self.sharers.get(&partition).map_or(&[][..], Vec::as_slice);
+        sharers.is_empty() || sharers.iter().any(|node| self.peers.was_greeted(*node))
     }
 
     /// Whether this node's copy may be believed by a request of these copies: it is whole for them, and since this
@@ -556,6 +498,15 @@ impl<S: Store> Local<S> {
             }
         }
         shares
+    }
+}
+
+/// What a watermark leaves of a record.
+pub(crate) fn pruned(record: Arc<Record>, watermark: Counter) -> Option<Arc<Record>> {
+    match record.prune(watermark) {
+        Pruned::Same => Some(record),
+        Pruned::Less(less) => Some(Arc::new(less)),
+        Pruned::Nothing => None,
     }
 }
 

@@ -9,11 +9,12 @@ use std::{sync::Arc, time::Duration};
 use antientropy::version::{Counter, Record, UnixMillis, VersionDigest};
 use bytes::Bytes;
 use client::{Reply, Request};
-use ring::{ClusterDocument, ClusterId, Durability, Epoch, NodeId, StoreId, VoterId};
+use ring::{ClusterDocument, ClusterId, Durability, Epoch, NodeId, PartitionId, StoreId, VoterId};
 use serde::{Deserialize, Serialize};
 
 pub use crate::agreement::message::{AgreementMessage, Ballot, DocumentName, Proposal};
 use crate::storage::{ObjectKey, Sequence};
+pub use crate::watermarks::standing::{Run, Standing};
 
 /// One run of one node's process: 64 random bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -78,6 +79,8 @@ pub enum Message {
         /// How far the sender had seen the store come that has recovered to less since: it went back in time, and
         /// something that was acknowledged is lost. None if the sender knows of nothing that is missing.
         went_back_from: Option<Sequence>,
+        /// No process of a store that the sender knows of mints at or below it: nor does the one that is welcomed.
+        floor: Counter,
     },
     /// Something about agreeing on documents, or on the first of them.
     Agreement(Box<AgreementMessage>),
@@ -109,6 +112,8 @@ pub enum Message {
         object: ObjectKey,
         /// What to join.
         record: Arc<Record>,
+        /// The watermark at which the sender's copy was whole when it read the record; 0 if it was not.
+        under: Counter,
         /// When it may be acknowledged.
         durability: Durability,
         /// Which of the ways in this is.
@@ -143,8 +148,10 @@ pub enum Message {
     },
     /// A question of an exchange, which the sender leads: see [`antientropy::exchange`].
     Exchange {
-        /// Comes back with the answer.
+        /// Comes back with the answer. The first question of an exchange is number 1.
         tag: Tag,
+        /// Where the sender stands with all that both share: with the first question.
+        standing: Option<Standing>,
         /// For [`Follower::answer`](antientropy::exchange::Follower::answer).
         question: Bytes,
     },
@@ -152,14 +159,18 @@ pub enum Message {
     ExchangeAnswer {
         /// From the question.
         tag: Tag,
-        /// For [`Exchange::answered`](antientropy::exchange::Exchange::answered).
-        answer: Bytes,
+        /// The answer.
+        answer: ExchangeAnswer,
     },
     /// An exchange that the sender led has ended.
     ExchangeEnded {
+        /// The operation of its questions.
+        exchange: u64,
         /// Whether all is equal that both are to keep and that was there when it began.
         is_complete: bool,
-        /// How long ago that was.
+        /// Partitions about which that says nothing, in ascending order.
+        left_out: Vec<PartitionId>,
+        /// How long ago it began.
         begun: Duration,
         /// In how many partitions it found differences.
         differed: u32,
@@ -179,6 +190,16 @@ pub enum Message {
         /// From the question.
         tag: Tag,
     },
+}
+
+/// What a node says to a question of an exchange that another leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExchangeAnswer {
+    /// Where it stands with all that both share: in answer to the first question.
+    pub standing: Option<Standing>,
+    /// For [`Exchange::answered`](antientropy::exchange::Exchange::answered); none if the leader is at a lower watermark
+    /// somewhere, and has to begin anew when it has come up.
+    pub answer: Option<Bytes>,
 }
 
 /// Where a store recovered to, as its process tells a peer.
@@ -238,6 +259,14 @@ pub enum MergeRefusal {
     Overloaded,
     /// The store refused the batch.
     StorageFailed,
+    /// Every write in it is over long since: what is true of them exchanges bring.
+    Late,
+    /// It names a write below the receiver's watermark, of which the receiver knows nothing, and the sender was at a lower one:
+    /// it may be one that has been deleted.
+    Behind {
+        /// The receiver's.
+        watermark: Counter,
+    },
 }
 
 /// What a read wants.
@@ -252,8 +281,8 @@ pub enum ReadKind {
 /// A replica's answer to a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadAnswer {
-    /// The record, if there is one.
-    Data(Option<Arc<Record>>),
+    /// The record, if there is one, and the watermark at which the sender's copy was whole; 0 if it was not.
+    Data(Option<Arc<Record>>, Counter),
     /// The record's digest, or the absent digest.
     Digest(VersionDigest),
     /// No answer that could count: the copy is filling, not yet greeted by those it shares with, or damaged.

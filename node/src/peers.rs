@@ -20,7 +20,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use antientropy::version::UnixMillis;
+use antientropy::version::{Counter, UnixMillis};
 use bytes::Bytes;
 use client::hedge::SlowAnswers;
 use ring::{Epoch, NodeId, StoreId, VoterId};
@@ -144,6 +144,8 @@ struct Peer {
     slow_answers: SlowAnswers,
     /// How far its clock is ahead of ours, in milliseconds.
     clock: ClockOffset,
+    /// What its hybrid clock showed when it was last heard.
+    hybrid_clock: Counter,
 }
 
 /// The best estimate of a peer's clock offset. Delay only makes a clock look late, so the highest sample of the
@@ -290,7 +292,7 @@ impl Peers {
         from: NodeId,
         store: StoreId,
         synced: Sequence,
-        wall: UnixMillis,
+        (wall, clock): (UnixMillis, Counter),
     ) {
         self.see(from, store, synced);
         let Some(peer) = self.peers.get_mut(&from) else { return };
@@ -304,6 +306,7 @@ impl Peers {
         peer.unanswered = 0;
         (peer.is_dead, peer.has_left) = (false, false);
         peer.last_heard = now.monotonic;
+        peer.hybrid_clock = clock;
         let offset = wall.0.cast_signed().saturating_sub(now.wall.0.cast_signed());
         peer.clock.sample(now.monotonic, offset);
     }
@@ -414,6 +417,13 @@ impl Peers {
     /// The peers that requests may be sent to.
     pub(crate) fn up(&self, now: Now, settings: &Settings) -> impl Iterator<Item = NodeId> {
         self.peers.iter().filter(move |(_, peer)| peer.is_up(now, settings)).map(|(node, _)| *node)
+    }
+
+    /// The lowest that the hybrid clocks of peers that are up showed when they were last heard; none if none is up.
+    pub(crate) fn lowest_clock(&self, now: Now, settings: &Settings) -> Option<Counter> {
+        let up =
+            self.peers.values().filter(|peer| peer.last_heard > Duration::ZERO && peer.is_up(now, settings));
+        up.map(|peer| peer.hybrid_clock).min()
     }
 
     /// Whether the peer has welcomed this process, in whichever of its own.
@@ -670,10 +680,10 @@ mod tests {
     fn a_store_that_went_back_is_told_what_was_seen_however_often_it_asks() {
         let mut peers = peers(&[PEER]);
         assert_eq!(peers.hello(PEER, StartId(1), STORE, &recovered(0)).went_back_from, None);
-        peers.heard(at(1), PEER, STORE, Sequence(100), UnixMillis(0));
+        peers.heard(at(1), PEER, STORE, Sequence(100), (UnixMillis(0), Counter::ZERO));
         let greeted = peers.hello(PEER, StartId(2), STORE, &recovered(40));
         assert_eq!(greeted, Greeted { went_back_from: Some(Sequence(100)), restarted: true });
-        peers.heard(at(2), PEER, STORE, Sequence(120), UnixMillis(0));
+        peers.heard(at(2), PEER, STORE, Sequence(120), (UnixMillis(0), Counter::ZERO));
         let again = peers.hello(PEER, StartId(2), STORE, &recovered(40));
         assert_eq!(again.went_back_from, Some(Sequence(100)));
         let other = peers.hello(PEER, StartId(3), StoreId(8), &recovered(0));
@@ -684,7 +694,7 @@ mod tests {
     fn a_peer_that_restarts_says_the_same_of_a_process_that_did_not() {
         let mut before = peers(&[PEER]);
         assert_eq!(before.hello(PEER, StartId(1), STORE, &recovered(40)).went_back_from, None);
-        before.heard(at(1), PEER, STORE, Sequence(110), UnixMillis(0));
+        before.heard(at(1), PEER, STORE, Sequence(110), (UnixMillis(0), Counter::ZERO));
         let mut after = Peers::new(StartId(9), [], memories(&before), Sequence(0));
         assert!(!after.is_known(PEER, StartId(1)), "it has not said hello to this process");
         assert_eq!(after.hello(PEER, StartId(1), STORE, &recovered(40)).went_back_from, None);
@@ -702,7 +712,7 @@ mod tests {
 
         let mut peer = peers(&[PEER]);
         peer.hello(PEER, StartId(0), STORE, &recovered(0));
-        peer.heard(at(1), PEER, STORE, Sequence(9), UnixMillis(0));
+        peer.heard(at(1), PEER, STORE, Sequence(9), (UnixMillis(0), Counter::ZERO));
         let greeted = peer.hello(PEER, StartId(2), STORE, &told);
         assert_eq!(
             greeted.went_back_from,
@@ -720,10 +730,10 @@ mod tests {
         // The welcome was heard, and the process died before the batch that would have remembered it.
         let mut peer = peers(&[PEER]);
         assert_eq!(peer.hello(PEER, StartId(1), STORE, &recovered(40)).went_back_from, None);
-        peer.heard(at(1), PEER, STORE, Sequence(41), UnixMillis(0));
+        peer.heard(at(1), PEER, STORE, Sequence(41), (UnixMillis(0), Counter::ZERO));
         let next = Recovery { recovered: Sequence(41), lowest: Sequence(40), unconfirmed: vec![StartId(1)] };
         assert_eq!(peer.hello(PEER, StartId(2), STORE, &next).went_back_from, None);
-        peer.heard(at(1), PEER, STORE, Sequence(50), UnixMillis(0));
+        peer.heard(at(1), PEER, STORE, Sequence(50), (UnixMillis(0), Counter::ZERO));
         let back = Recovery {
             recovered: Sequence(45),
             lowest: Sequence(40),
@@ -736,10 +746,10 @@ mod tests {
     fn a_process_that_wrote_nothing_does_not_stand_between_those_that_did() {
         let mut peer = peers(&[PEER]);
         peer.hello(PEER, StartId(1), STORE, &recovered(71));
-        peer.heard(at(1), PEER, STORE, Sequence(72), UnixMillis(0));
+        peer.heard(at(1), PEER, STORE, Sequence(72), (UnixMillis(0), Counter::ZERO));
         let next = Recovery { recovered: Sequence(72), lowest: Sequence(71), unconfirmed: vec![StartId(1)] };
         assert_eq!(peer.hello(PEER, StartId(2), STORE, &next).went_back_from, None);
-        peer.heard(at(2), PEER, STORE, Sequence(72), UnixMillis(0));
+        peer.heard(at(2), PEER, STORE, Sequence(72), (UnixMillis(0), Counter::ZERO));
         assert_eq!(peer.hello(PEER, StartId(3), STORE, &next).went_back_from, None);
     }
 
@@ -748,14 +758,14 @@ mod tests {
     fn a_store_that_went_back_is_told_so_though_another_was_in_its_place() {
         let mut peers = peers(&[PEER]);
         peers.hello(PEER, StartId(1), STORE, &recovered(0));
-        peers.heard(at(1), PEER, STORE, Sequence(100), UnixMillis(0));
+        peers.heard(at(1), PEER, STORE, Sequence(100), (UnixMillis(0), Counter::ZERO));
         peers.hello(PEER, StartId(2), StoreId(8), &recovered(0));
-        peers.heard(at(2), PEER, StoreId(8), Sequence(5), UnixMillis(0));
+        peers.heard(at(2), PEER, StoreId(8), Sequence(5), (UnixMillis(0), Counter::ZERO));
         let mut after = Peers::new(StartId(9), [], memories(&peers), Sequence(0));
         for peers in [&mut peers, &mut after] {
             let back = peers.hello(PEER, StartId(3), STORE, &recovered(40));
             assert_eq!(back.went_back_from, Some(Sequence(100)));
-            peers.heard(at(3), PEER, STORE, Sequence(60), UnixMillis(0));
+            peers.heard(at(3), PEER, STORE, Sequence(60), (UnixMillis(0), Counter::ZERO));
             assert_eq!(
                 peers.hello(PEER, StartId(3), STORE, &recovered(40)).went_back_from,
                 Some(Sequence(100))
@@ -765,7 +775,7 @@ mod tests {
         }
         for store in 100..200 {
             peers.hello(PEER, StartId(store), StoreId(store), &recovered(0));
-            peers.heard(at(4), PEER, StoreId(store), Sequence(1), UnixMillis(0));
+            peers.heard(at(4), PEER, StoreId(store), Sequence(1), (UnixMillis(0), Counter::ZERO));
         }
         assert_eq!(memories(&peers)[0].1.before.len(), STORES_MAX);
     }
@@ -812,7 +822,7 @@ mod tests {
         assert_eq!(peers.due(at(260), &settings), [(PEER, Recovery { lowest: Sequence(0), ..recovered(0) })]);
         assert!(peers.is_up(at(1500), PEER, &settings));
         assert!(!peers.is_up(at(1510), PEER, &settings));
-        peers.heard(at(1520), PEER, STORE, Sequence(0), UnixMillis(0));
+        peers.heard(at(1520), PEER, STORE, Sequence(0), (UnixMillis(0), Counter::ZERO));
         assert!(peers.is_up(at(4000), PEER, &settings));
     }
 
@@ -824,7 +834,7 @@ mod tests {
         peers.welcome(PEER);
         assert!(peers.found(PEER, true) && !peers.found(PEER, true));
         assert!(!peers.is_up(at(10), PEER, &settings) && !peers.is_down(at(10), PEER, &settings));
-        peers.heard(at(20), PEER, STORE, Sequence(0), UnixMillis(0));
+        peers.heard(at(20), PEER, STORE, Sequence(0), (UnixMillis(0), Counter::ZERO));
         assert!(peers.is_up(at(20), PEER, &settings));
         assert!(peers.found(PEER, true) && peers.found(PEER, false));
         assert!(peers.is_up(at(30), PEER, &settings));
@@ -837,7 +847,7 @@ mod tests {
     fn a_peer_that_misses_deadlines_is_asked_last_for_longer_each_time() {
         let mut peers = peers(&[PEER, NodeId(3)]);
         peers.asked(at(0), NodeId(3));
-        peers.heard(at(100), NodeId(3), STORE, Sequence(0), UnixMillis(0));
+        peers.heard(at(100), NodeId(3), STORE, Sequence(0), (UnixMillis(0), Counter::ZERO));
         let is_last = |peers: &Peers, ms| peers.cost(at(ms), PEER) > peers.cost(at(ms), NodeId(3));
         assert!(!is_last(&peers, 0), "it was quicker");
         peers.missed(at(0), PEER, u32::MAX);
@@ -846,7 +856,7 @@ mod tests {
         peers.missed(at(250), PEER, 0);
         assert!(is_last(&peers, 499) && !is_last(&peers, 500), "half of twice as long");
         peers.asked(at(600), PEER);
-        peers.heard(at(601), PEER, STORE, Sequence(0), UnixMillis(0));
+        peers.heard(at(601), PEER, STORE, Sequence(0), (UnixMillis(0), Counter::ZERO));
         peers.missed(at(700), PEER, u32::MAX);
         assert!(!is_last(&peers, 950), "it has answered, and begins anew");
     }
@@ -863,7 +873,7 @@ mod tests {
             "as slow as at its slowest"
         );
         assert!(peers.cost(at(120), PEER).0 && peers.cost(at(10_000), PEER).0, "for as long as it takes");
-        peers.heard(at(121), PEER, STORE, Sequence(0), UnixMillis(0));
+        peers.heard(at(121), PEER, STORE, Sequence(0), (UnixMillis(0), Counter::ZERO));
         assert!(!peers.is_overdue(at(121), PEER) && !peers.cost(at(121), PEER).0);
     }
 
@@ -875,7 +885,7 @@ mod tests {
         };
         let mut peers = peers(&[PEER]);
         peers.heed_clock(now(0, 0));
-        peers.heard(now(0, 0), PEER, STORE, Sequence(0), UnixMillis(9_000_000));
+        peers.heard(now(0, 0), PEER, STORE, Sequence(0), (UnixMillis(9_000_000), Counter::ZERO));
         assert_eq!(peers.drift_ms(at(0)), Some(0));
         peers.heed_clock(now(10, 3_600_000));
         assert_eq!(peers.drift_ms(at(0)), Some(3_600_000));
@@ -896,11 +906,11 @@ mod tests {
         let mut peers = peers(&[NodeId(2), NodeId(3), NodeId(4)]);
         assert_eq!(peers.drift_ms(at(0)), None);
         let wall = |ahead: i64| UnixMillis((1_000_000 + ahead).cast_unsigned());
-        peers.heard(at(0), NodeId(2), STORE, Sequence(0), wall(2000));
-        peers.heard(at(0), NodeId(3), STORE, Sequence(0), wall(2010));
-        peers.heard(at(0), NodeId(4), STORE, Sequence(0), wall(-90_000));
+        peers.heard(at(0), NodeId(2), STORE, Sequence(0), (wall(2000), Counter::ZERO));
+        peers.heard(at(0), NodeId(3), STORE, Sequence(0), (wall(2010), Counter::ZERO));
+        peers.heard(at(0), NodeId(4), STORE, Sequence(0), (wall(-90_000), Counter::ZERO));
         assert_eq!(peers.drift_ms(at(0)), Some(-2000));
-        peers.heard(at(0), NodeId(3), STORE, Sequence(0), wall(500));
+        peers.heard(at(0), NodeId(3), STORE, Sequence(0), (wall(500), Counter::ZERO));
         assert_eq!(peers.drift_ms(at(0)), Some(-2000), "a late message is a late message");
     }
 }

@@ -47,6 +47,17 @@ impl Owners {
         Some(Owners::counted(document, keyspace.replication.iter(), partition, count))
     }
 
+    /// Those that keep a copy, for every count that an object may record.
+    pub(crate) fn of_every_count(
+        document: &ClusterDocument,
+        keyspace: KeyspaceId,
+        partition: PartitionId,
+    ) -> impl Iterator<Item = Owners> {
+        let most = u8::try_from(REPLICAS_MAX).unwrap_or(u8::MAX);
+        let counts = std::iter::once(CopyCount::DEFAULT).chain((1..=most).map(CopyCount::explicit));
+        counts.filter_map(move |copies| Owners::keepers(document, keyspace, partition, copies))
+    }
+
     fn counted<'a>(
         document: &ClusterDocument,
         replication: impl Iterator<Item = (&'a DatacenterId, &'a u8)>,

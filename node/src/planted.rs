@@ -54,11 +54,31 @@ pub enum PlantedBug {
     ExchangeOnlyPulls,
     /// An exchange passes over records that differ only in what they have seen.
     ContextOnlySkipped,
+    /// A watermark is taken that all copies but one have promised.
+    DroppedOnePromiseEarly,
+    /// A promise is said before it is synced.
+    PromiseNotSynced,
+    /// A process begins to date writes without regard to what its store promised.
+    MintBelowPromise,
+    /// What comes in an exchange is taken whatever its sender knew.
+    DelayedExchangeMergeTaken,
+    /// A copy that cannot be believed keeps what a whole one knows to be dead.
+    GhostKept,
+    /// A context entry goes when the watermark has passed it, whatever else the record holds.
+    ContextByOwnCounter,
+    /// Of a record that is refused the context is joined all the same.
+    BlockedEntryJoined,
+    /// What a filling copy drops it keeps the context entry of.
+    CutKeepsEntry,
+    /// A write of an expired value counts on from nothing.
+    ExpiredForgotten,
+    /// A floor passes what this node owes and others count on.
+    CountedHintsPassed,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 24] = [
+    pub const ALL: [PlantedBug; 34] = [
         PlantedBug::AcknowledgeBeforeSync,
         PlantedBug::ActorKeptAfterLoss,
         PlantedBug::ActorKeptAfterFailedBatch,
@@ -83,5 +103,15 @@ impl PlantedBug {
         PlantedBug::LeafNotUpdated,
         PlantedBug::ExchangeOnlyPulls,
         PlantedBug::ContextOnlySkipped,
+        PlantedBug::DroppedOnePromiseEarly,
+        PlantedBug::PromiseNotSynced,
+        PlantedBug::MintBelowPromise,
+        PlantedBug::DelayedExchangeMergeTaken,
+        PlantedBug::GhostKept,
+        PlantedBug::ContextByOwnCounter,
+        PlantedBug::BlockedEntryJoined,
+        PlantedBug::CutKeepsEntry,
+        PlantedBug::ExpiredForgotten,
+        PlantedBug::CountedHintsPassed,
     ];
 }

@@ -20,7 +20,7 @@ use crate::{
 /// Where the cluster document is stored.
 pub(crate) const DOCUMENT: &[u8] = b"document";
 /// Where it is stored what is remembered of the peers.
-const PEERS: &[u8] = b"peers";
+pub(crate) const PEERS: &[u8] = b"peers";
 /// Where the last process that stopped in good order left its name.
 const CLEAN: &[u8] = b"clean";
 /// Facts read at a time.

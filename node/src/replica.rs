@@ -29,6 +29,7 @@ use crate::{
     cache::RecordCache,
     event::Now,
     planted::PlantedBug,
+    prunable::Prunable,
     settings::Settings,
     storage::{Batch, Change, ObjectKey, ReadError, Sequence, Store, Table, decode_stored, encode_stored},
     trees::Trees,
@@ -56,6 +57,8 @@ pub(crate) struct Replica<S> {
     planted: Option<PlantedBug>,
     /// The trees of what is held.
     pub(crate) trees: Trees,
+    /// What watermarks will leave less of.
+    pub(crate) prunable: Prunable,
 }
 
 /// A record whose last change is not synced.
@@ -135,6 +138,9 @@ pub(crate) struct Mint {
     pub(crate) value: Option<Value>,
     /// How many copies are to be kept.
     pub(crate) copies: CopyCount,
+    /// Whether this node keeps one of them. If not, it removes the record when it has handed it over, and has no memory of
+    /// the key that an actor could stand for: each write has one of its own.
+    pub(crate) is_kept: bool,
 }
 
 impl<S: Store> Replica<S> {
@@ -155,6 +161,7 @@ impl<S: Store> Replica<S> {
             floor: synced,
             planted,
             trees: Trees::new(settings.context_key.tree_key(), settings.scrub_interval),
+            prunable: Prunable::new(settings.prunable_max),
         }
     }
 
@@ -226,13 +233,17 @@ impl<S: Store> Replica<S> {
         settings: &Settings,
         rng: &mut ChaCha8Rng,
     ) -> Result<(Dot, Arc<Record>), Refusal> {
-        let (before, local) = (mint.held.clone(), mint.held);
+        let (before, mut local) = (mint.held.clone(), mint.held);
+        if self.planted == Some(PlantedBug::ExpiredForgotten) {
+            local = local.filter(|record| !record.live(now.wall).is_empty());
+        }
         let floor =
             local.as_ref().map_or(Counter::ZERO, |record| record.highest()).max(mint.context.highest());
         if floor.max(mint.seen) >= PLAUSIBLE_MAX {
             return Err(Refusal::ClockDrift { drift_ms: i64::MIN });
         }
         let mut counter = self.clock.tick(now.wall).max(floor.next());
+        let actor = if mint.is_kept { self.actor(partition, rng) } else { Actor(rng.next_u64()) };
         let (dot, record) = match mint.conflict {
             ConflictPolicy::Siblings => {
                 let mut set = match local.map(Arc::unwrap_or_clone) {
@@ -240,7 +251,7 @@ impl<S: Store> Replica<S> {
                     Some(Record::Lww(_)) => unreachable!("a keyspace's conflict policy never changes"),
                     None => SiblingSet::new(),
                 };
-                let dot = Dot { counter, actor: self.actor(partition, rng) };
+                let dot = Dot { counter, actor };
                 let (is_put, writers) = (mint.value.is_some(), set.context_ref().entries().len());
                 set.write(dot, &mint.context, mint.value, mint.copies);
                 if is_put {
@@ -256,7 +267,7 @@ impl<S: Store> Replica<S> {
                     Some(PlantedBug::LwwMintedBelow) => counter = self.clock.tick(now.wall),
                     Some(_) | None => {}
                 }
-                let dot = Dot { counter, actor: self.actor(partition, rng) };
+                let dot = Dot { counter, actor };
                 let context = match self.planted {
                     // What is planted mints below the context, which a write asserts against.
                     Some(PlantedBug::LwwByWallClock | PlantedBug::LwwMintedBelow) => Context::new(),
@@ -301,6 +312,7 @@ impl<S: Store> Replica<S> {
         if self.planted != Some(PlantedBug::LeafNotUpdated) || record.is_none() {
             self.trees.replaced(&object, before, record.as_deref());
         }
+        self.note_prunable(&object, before, record.as_deref());
         let bytes = record.as_ref().map_or(0, |record| record.encoded_len()) + object.encoded().len();
         let mut pending = Pending { record, bytes, sequence: self.turn.sequence, is_acknowledged: false };
         self.unsynced_bytes += bytes;
@@ -322,6 +334,16 @@ impl<S: Store> Replica<S> {
         } else if self.turn.carried > 0 {
             // What was only carried over may now be a reason to commit: none of it counts as carried any more.
             self.turn.carried = 0;
+        }
+    }
+
+    /// A record was replaced by another: which watermark will leave less of it.
+    fn note_prunable(&mut self, object: &ObjectKey, before: Option<&Record>, after: Option<&Record>) {
+        let [before, after] = [before, after].map(|record| record.and_then(Record::prunable_at));
+        if before != after
+            && let Some(partition) = self.trees.partition_of(object)
+        {
+            self.prunable.replaced(partition, object, before, after);
         }
     }
 
@@ -403,6 +425,7 @@ impl<S: Store> Replica<S> {
         let batch =
             position.and_then(|at| self.in_flight.remove(at)).expect("a refused batch was on its way");
         self.is_refusing = true;
+        self.prunable.raise_all();
         for object in &batch.objects {
             if let Some(pending) = self.overlay.get_mut(object)
                 && pending.sequence == sequence
@@ -438,7 +461,10 @@ impl<S: Store> Replica<S> {
     /// What was held of an object is gone: it is what the store holds again.
     fn reverted(&mut self, object: &ObjectKey, before: Option<&Record>) {
         match self.stored(object) {
-            Held::Record(record) => self.trees.replaced(object, before, Some(&record)),
+            Held::Record(record) => {
+                self.trees.replaced(object, before, Some(&record));
+                self.note_prunable(object, before, Some(&record));
+            }
             Held::Nothing => self.trees.replaced(object, before, None),
             Held::Damaged | Held::Unreadable => self.trees.doubt_object(object),
         }
@@ -570,6 +596,7 @@ mod tests {
             seen: Counter(90),
             value: Some(Value::new("value")),
             copies: CopyCount::DEFAULT,
+            is_kept: true,
         };
         let (object, mut rng) = (ObjectKey::new(KeyspaceId(1), b"key"), ChaCha8Rng::from_seed([1; 32]));
         let minted = replica.mint(now, &object, PartitionId(0), mint, &settings, &mut rng);
@@ -600,6 +627,7 @@ mod tests {
                 seen: Counter::ZERO,
                 value: Some(Value::new(value)),
                 copies: CopyCount::DEFAULT,
+                is_kept: true,
             };
             replica.mint(now, &object, PartitionId(0), mint, &settings, &mut rng).expect("within limits").1
         };

@@ -82,6 +82,15 @@ pub struct Settings {
     pub scrub_interval: Duration,
     /// An exchange that got no answer for so long is given up and tried again later.
     pub exchange_silent_after: Duration,
+    /// No write is under way for longer than this: what is older counts as settled. A write that takes longer holds back
+    /// what can be promised, and one that arrives later is refused.
+    pub settled_after: Duration,
+    /// How often this node promises that it holds all that others do, up to a time. Tombstones live a little longer than that.
+    /// Lower drops them sooner; each promise is a write of a few hundred bytes.
+    pub watermark_interval: Duration,
+    /// Tombstones and records with superfluous contexts that are remembered until they can be dropped; of more, the
+    /// partitions are scanned for them. Each takes its key and some hundred bytes of memory.
+    pub prunable_max: usize,
     /// A round of agreement that is not decided for so long is given up and tried again, with more time each time.
     /// Lower recovers sooner from lost messages; it should leave room for two round trips and seven syncs.
     pub round_timeout: Duration,
@@ -108,6 +117,8 @@ impl Settings {
             self.exchange_interval,
             self.exchange_silent_after,
             self.scrub_interval,
+            self.settled_after,
+            self.watermark_interval,
             self.round_timeout,
         ];
         assert!(positive.iter().all(|duration| !duration.is_zero()), "intervals are positive");
@@ -153,6 +164,9 @@ impl Settings {
             scan_stretch_keys: 64,
             scrub_interval: Duration::from_secs(7 * 86_400),
             exchange_silent_after: Duration::from_secs(2),
+            settled_after: Duration::from_secs(15),
+            watermark_interval: Duration::from_secs(60),
+            prunable_max: 256 * 1024,
             round_timeout: Duration::from_secs(1),
             vote_patience: Duration::from_secs(60),
             changes_max: 8,

@@ -68,6 +68,7 @@ struct Building {
     after: Option<Bytes>,
     trees: OfPartition,
     is_scrub: bool,
+    has_begun: bool,
 }
 
 /// How far the scrub has come.
@@ -88,6 +89,8 @@ struct Next {
     /// None if all keyspaces are scanned.
     keyspace: Option<KeyspaceId>,
     after: Option<Bytes>,
+    /// Whether the scan begins with it.
+    is_first: bool,
 }
 
 impl Trees {
@@ -148,6 +151,18 @@ impl Trees {
         {
             self.coarse.insert(partition);
         }
+    }
+
+    /// A partition is to be scanned, though nothing speaks against its trees.
+    pub(crate) fn refresh(&mut self, partition: PartitionId) {
+        if self.trees.contains_key(&partition) {
+            self.coarse.insert(partition);
+        }
+    }
+
+    /// Where an object is; none without a document.
+    pub(crate) fn partition_of(&self, object: &ObjectKey) -> Option<PartitionId> {
+        self.partitions.map(|partitions| object.partition(partitions))
     }
 
     /// Nobody knows what the trees of a partition should be: they are built anew.
@@ -219,10 +234,16 @@ impl Trees {
                 None => (self.scrub.begin(now, &self.trees)?, true),
             };
             let trees = OfPartition::new();
-            self.building =
-                Some(Building { partition, keyspaces: keyspaces.collect(), after: None, trees, is_scrub });
+            self.building = Some(Building {
+                partition,
+                keyspaces: keyspaces.collect(),
+                after: None,
+                trees,
+                is_scrub,
+                has_begun: false,
+            });
         }
-        let building = self.building.as_ref()?;
+        let building = self.building.as_mut()?;
         if building.is_scrub {
             if self.scrub.pause_until > now {
                 return None;
@@ -230,7 +251,8 @@ impl Trees {
             self.scrub.pause_until = now + SCRUB_PAUSE;
         }
         let (partition, keyspace) = (building.partition, building.keyspaces.last().copied());
-        Some(Next { partition, keyspace, after: building.after.clone() })
+        let is_first = !std::mem::replace(&mut building.has_begun, true);
+        Some(Next { partition, keyspace, after: building.after.clone(), is_first })
     }
 
     /// The records of a stretch that was scanned, up to a key or to the end of the keyspace.
@@ -367,10 +389,15 @@ impl<S: Store> Local<S> {
         let Some(document) = self.document.clone() else { return };
         let (now, limit) = (self.now.monotonic, self.settings.scan_stretch_keys);
         let keyspaces = document.keyspaces.keys().copied();
-        let Some(Next { partition, keyspace, after }) = self.replica.trees.next(now, keyspaces) else {
+        let Some(Next { partition, keyspace, after, is_first }) = self.replica.trees.next(now, keyspaces)
+        else {
             return;
         };
+        if is_first {
+            self.replica.prunable.begin_scan(partition);
+        }
         let Some(keyspace) = keyspace else {
+            self.replica.prunable.end_scan(partition);
             if let Some(wrong) = self.replica.trees.finish() {
                 self.counters.trees_mended += 1;
                 self.fill(wrong);
@@ -381,8 +408,26 @@ impl<S: Store> Local<S> {
         let scanned = self.scan(partition, after.as_ref().unwrap_or(&start), &end, limit);
         self.replica.trees.put_off(partition, now);
         let Ok(scanned) = scanned else { return };
+        let watermark = self.watermarks.of(partition);
+        let mut due = Vec::new();
+        for (object, record) in &scanned.records {
+            let at = match self.keeps(object.keyspace(), partition, record.copies()) {
+                true => record.prunable_at(),
+                false => Some(record.highest()),
+            };
+            match at {
+                // The index may have no room for it.
+                Some(at) if at <= watermark => due.push(object.clone()),
+                Some(at) => self.replica.prunable.add(partition, object, at),
+                None => {}
+            }
+        }
         let records = scanned.records.iter().map(|(object, record)| (object, &**record));
         self.replica.trees.passed(partition, records, scanned.until);
+        // Now that the scan has passed them, the new trees follow.
+        for object in due {
+            self.prune_object(&object, partition, watermark);
+        }
     }
 
     /// The trees that are not what a scan would make of them now. Partitions that cannot be read are passed over.

@@ -148,7 +148,7 @@ impl Driver {
 
     fn is_told_that_its_store_went_back(&mut self) {
         let start = self.start_id();
-        self.hear(Message::Welcome { start, went_back_from: Some(Sequence(99)) });
+        self.hear(Message::Welcome { start, went_back_from: Some(Sequence(99)), floor: Counter::ZERO });
     }
 }
 
@@ -178,7 +178,11 @@ fn a_welcome_of_an_earlier_process_is_not_taken() {
     driver.restart();
     let earlier = driver.start_id();
     driver.restart();
-    driver.hear(Message::Welcome { start: earlier, went_back_from: Some(Sequence(99)) });
+    driver.hear(Message::Welcome {
+        start: earlier,
+        went_back_from: Some(Sequence(99)),
+        floor: Counter::ZERO,
+    });
     assert!(driver.node.copy_is_whole(PARTITION));
 }
 
@@ -188,7 +192,7 @@ fn news_that_no_store_can_have_given_rise_to_is_not_taken() {
     let mut driver = Driver::formed();
     driver.restart();
     let start = driver.start_id();
-    driver.hear(Message::Welcome { start, went_back_from: Some(Sequence(u64::MAX)) });
+    driver.hear(Message::Welcome { start, went_back_from: Some(Sequence(u64::MAX)), floor: Counter::ZERO });
     assert!(driver.node.copy_is_whole(PARTITION), "it says nothing about this store");
     assert_eq!(driver.node.counters().messages_ignored, 1);
     driver.node.handle(driver.now, Input::Document(Arc::new(document().successor())));
@@ -235,6 +239,7 @@ fn a_stand_in_acknowledges_only_with_the_record_that_its_hint_is_about() {
         tag: Tag { operation: 1, question },
         object: object.clone(),
         record: Arc::clone(&record),
+        under: Counter::ZERO,
         durability: Durability::Disk,
         path,
     };
@@ -264,9 +269,13 @@ fn a_store_that_the_document_does_not_record_answers_nothing() {
     let mut driver = Driver::formed();
     driver.hear_hello();
     let start = driver.start_id();
-    driver.hear(Message::Welcome { start, went_back_from: None });
+    driver.hear(Message::Welcome { start, went_back_from: None, floor: Counter::ZERO });
     driver.node.handle_timeout(Now { monotonic: Duration::from_secs(60), ..driver.now });
-    assert_eq!(driver.read(Epoch(1)), ReadAnswer::Data(None), "it is whole, and holds nothing");
+    assert_eq!(
+        driver.read(Epoch(1)),
+        ReadAnswer::Data(None, Counter::ZERO),
+        "it is whole, and holds nothing"
+    );
     let replaced = document().readmit(HERE, StoreId(11), VoterId(11));
     driver.node.handle(driver.now, Input::Document(Arc::new(replaced)));
     driver.commit_all();
@@ -357,6 +366,7 @@ fn the_disk_is_hurried_only_for_what_waits_for_it() {
             tag: Tag { operation: 1, question: 1 },
             object: ObjectKey::new(KeyspaceId(1), &merges.to_be_bytes()),
             record: Arc::new(Record::Siblings(set)),
+            under: Counter::ZERO,
             durability,
             path: MergePath::Write,
         });
@@ -408,7 +418,7 @@ fn a_memory_of_votes_that_could_not_be_read_at_first_is_named_when_it_can_be() {
     driver.hear_hello();
     let said = hellos(&mut driver);
     assert!(!said.is_empty() && said.iter().all(|(_, voter)| voter.is_none()), "{said:?}");
-    driver.hear(Message::Welcome { start: said[0].0, went_back_from: None });
+    driver.hear(Message::Welcome { start: said[0].0, went_back_from: None, floor: Counter::ZERO });
     driver.disk.fail_reads(false);
     let mut said = Vec::new();
     for _ in 0..30 {

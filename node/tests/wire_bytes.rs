@@ -20,14 +20,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use client::wire::{Element, Field, Malformed};
 use node::{
     message::{
-        AgreementMessage, Ballot, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message,
-        ReadAnswer, ReadKind, Recovery, StartId, Tag,
+        AgreementMessage, Ballot, Envelope, ExchangeAnswer, Header, MergeOutcome, MergePath, MergeRefusal,
+        Message, ReadAnswer, ReadKind, Recovery, Run, Standing, StartId, Tag,
     },
     storage::{ObjectKey, Sequence},
     wire::{DecodeError, PeerHello, PeerWelcome, negotiate},
 };
 use proptest::{collection::vec, option, prelude::*, sample::Index};
-use ring::{ClusterId, Epoch, KeyspaceId, NodeId, StoreId, VoterId};
+use ring::{ClusterId, Epoch, KeyspaceId, NodeId, PartitionId, StoreId, VoterId};
 
 use wire_damage::search;
 use wire_values::{bytes, document, durability, duration, reply, request};
@@ -112,6 +112,8 @@ fn outcome() -> impl Strategy<Value = MergeOutcome> {
         Just(MergeRefusal::Mismatched),
         Just(MergeRefusal::Overloaded),
         Just(MergeRefusal::StorageFailed),
+        Just(MergeRefusal::Late),
+        any::<u64>().prop_map(|watermark| MergeRefusal::Behind { watermark: Counter(watermark) }),
     ];
     prop_oneof![
         any::<u64>().prop_map(|gained| MergeOutcome::Applied { gained: Epoch(gained) }),
@@ -125,7 +127,8 @@ fn digest() -> impl Strategy<Value = VersionDigest> {
 
 fn answer() -> impl Strategy<Value = ReadAnswer> {
     prop_oneof![
-        4 => option::of(record()).prop_map(ReadAnswer::Data),
+        4 => (option::of(record()), any::<u64>())
+            .prop_map(|(record, under)| ReadAnswer::Data(record, Counter(under))),
         1 => digest().prop_map(ReadAnswer::Digest),
         1 => Just(ReadAnswer::Filling),
         1 => Just(ReadAnswer::Refused),
@@ -135,9 +138,12 @@ fn answer() -> impl Strategy<Value = ReadAnswer> {
 }
 
 fn merge() -> impl Strategy<Value = Message> {
-    (tag(), object(), record(), durability(), path()).prop_map(|(tag, object, record, durability, path)| {
-        Message::Merge { tag, object, record, durability, path }
-    })
+    (tag(), object(), record(), any::<u64>(), durability(), path()).prop_map(
+        |(tag, object, record, under, durability, path)| {
+            let under = Counter(under);
+            Message::Merge { tag, object, record, under, durability, path }
+        },
+    )
 }
 
 fn read() -> impl Strategy<Value = Message> {
@@ -146,11 +152,28 @@ fn read() -> impl Strategy<Value = Message> {
         .prop_map(|(tag, object, kind, (n, durable))| Message::Read { tag, object, kind, n, durable })
 }
 
+fn standing() -> impl Strategy<Value = Standing> {
+    let run = any::<(u32, [u64; 6])>().prop_map(
+        |(partitions, [floor, lowest, watermark, promise, epoch, filling])| Run {
+            partitions,
+            floor: Counter(floor),
+            lowest: Counter(lowest),
+            watermark: Counter(watermark),
+            promise: Counter(promise),
+            promise_epoch: Epoch(epoch),
+            filling,
+        },
+    );
+    vec(run, 0..4).prop_map(|runs| Standing { runs })
+}
+
 fn exchange() -> impl Strategy<Value = Message> {
-    (tag(), bytes(), any::<bool>()).prop_map(|(tag, bytes, is_question)| match is_question {
-        true => Message::Exchange { tag, question: bytes },
-        false => Message::ExchangeAnswer { tag, answer: bytes },
-    })
+    (tag(), option::of(standing()), option::of(bytes()), any::<bool>()).prop_map(
+        |(tag, standing, bytes, is_question)| match is_question {
+            true => Message::Exchange { tag, standing, question: bytes.unwrap_or_default() },
+            false => Message::ExchangeAnswer { tag, answer: ExchangeAnswer { standing, answer: bytes } },
+        },
+    )
 }
 
 fn ballot() -> impl Strategy<Value = Ballot> {
@@ -189,9 +212,10 @@ fn message() -> impl Strategy<Value = Message> {
             }
         ),
         agreement().prop_map(|agreement| Message::Agreement(Box::new(agreement))),
-        any::<(u64, Option<u64>)>().prop_map(|(start, sequence)| Message::Welcome {
+        any::<(u64, Option<u64>, u64)>().prop_map(|(start, sequence, floor)| Message::Welcome {
             start: StartId(start),
-            went_back_from: sequence.map(Sequence)
+            went_back_from: sequence.map(Sequence),
+            floor: Counter(floor),
         }),
         Just(Message::DocumentRequest),
         document().prop_map(|document| Message::Document(Arc::new(document))),
@@ -206,11 +230,15 @@ fn message() -> impl Strategy<Value = Message> {
         read(),
         (tag(), answer()).prop_map(|(tag, answer)| Message::Answer { tag, answer }),
         exchange(),
-        any::<(bool, u32, u32)>().prop_map(|(is_complete, begun_ms, differed)| Message::ExchangeEnded {
-            is_complete,
-            begun: Duration::from_millis(begun_ms.into()),
-            differed,
-        }),
+        any::<(u64, bool, u32, u32, Vec<u16>)>().prop_map(
+            |(exchange, is_complete, begun_ms, differed, left_out)| Message::ExchangeEnded {
+                exchange,
+                is_complete,
+                left_out: left_out.into_iter().map(PartitionId).collect(),
+                begun: Duration::from_millis(begun_ms.into()),
+                differed,
+            }
+        ),
         tag().prop_map(|tag| Message::Declined { tag }),
         any::<u32>().prop_map(|waiting| Message::HintOffer { waiting }),
         any::<u32>().prop_map(|merges| Message::HintGrant { merges }),
@@ -390,7 +418,7 @@ fn values_are_slices_of_the_frame() {
     Record::Lww(version).encode(&mut out);
     let body = out.freeze();
     let range = body.as_ptr_range();
-    let Ok(Envelope { message: Message::Answer { answer: ReadAnswer::Data(Some(record)), .. }, .. }) =
+    let Ok(Envelope { message: Message::Answer { answer: ReadAnswer::Data(Some(record), _), .. }, .. }) =
         Envelope::decode(body)
     else {
         panic!("an answer")

@@ -10,15 +10,15 @@ use bytes::{Bytes, BytesMut};
 use client::{Get, GetError, ReadOptions, Reply, Request, wire::FrameReader};
 use node::{
     message::{
-        AgreementMessage, Ballot, Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message,
-        ReadAnswer, ReadKind, Recovery, StartId, Tag,
+        AgreementMessage, Ballot, Envelope, ExchangeAnswer, Header, MergeOutcome, MergePath, MergeRefusal,
+        Message, ReadAnswer, ReadKind, Recovery, Run, Standing, StartId, Tag,
     },
     storage::{ObjectKey, Sequence},
     wire::{PEER_MESSAGE_BYTES_MAX, PeerHello, PeerWelcome},
 };
 use ring::{
     ClusterDocument, ClusterId, ConflictPolicy, Datacenter, DatacenterId, Durability, Epoch, Keyspace,
-    KeyspaceId, Member, NodeId, Partitions, RackId, StoreId, VoterId,
+    KeyspaceId, Member, NodeId, PartitionId, Partitions, RackId, StoreId, VoterId,
 };
 
 const TAG: Tag = Tag { operation: 0x0a0b, question: 0x0c0d };
@@ -137,9 +137,10 @@ fn greetings_are_pinned() {
             "01 4444444444444444 4444444444444444 4444444444444444 4444444444444444", // digest
         ],
     );
-    let welcome = Message::Welcome { start: StartId(8), went_back_from: Some(Sequence(9)) };
-    pin(welcome, "02", &["0000000000000008", "01 0000000000000009"]);
-    pin(Message::Welcome { start: StartId(8), went_back_from: None }, "02", &["0000000000000008", "00"]);
+    let welcome = |went_back_from| Message::Welcome { start: StartId(8), went_back_from, floor: Counter(7) };
+    let floor = "0000000000000007";
+    pin(welcome(Some(Sequence(9))), "02", &["0000000000000008", "01 0000000000000009", floor]);
+    pin(welcome(None), "02", &["0000000000000008", "00", floor]);
 }
 
 /// The smallest document: one node with one partition.
@@ -217,8 +218,10 @@ fn merges_are_pinned() {
     ];
     for (durability, durability_hex) in [(Durability::Memory, "01"), (Durability::Disk, "02")] {
         for (path, path_hex) in paths {
-            let merge = Message::Merge { tag: TAG, object: object(), record: record(), durability, path };
-            pin(merge, "07", &[TAG_HEX, OBJECT_HEX, durability_hex, path_hex, RECORD_HEX]);
+            let (object, record, under) = (object(), record(), Counter(5));
+            let merge = Message::Merge { tag: TAG, object, record, under, durability, path };
+            let under = "0000000000000005";
+            pin(merge, "07", &[TAG_HEX, OBJECT_HEX, durability_hex, path_hex, under, RECORD_HEX]);
         }
     }
     let outcomes = [
@@ -228,6 +231,8 @@ fn merges_are_pinned() {
         (MergeOutcome::Refused(MergeRefusal::Mismatched), "02 03"),
         (MergeOutcome::Refused(MergeRefusal::Overloaded), "02 04"),
         (MergeOutcome::Refused(MergeRefusal::StorageFailed), "02 05"),
+        (MergeOutcome::Refused(MergeRefusal::Late), "02 06"),
+        (MergeOutcome::Refused(MergeRefusal::Behind { watermark: Counter(9) }), "02 07 0000000000000009"),
     ];
     for (outcome, code) in outcomes {
         pin(Message::Merged { tag: TAG, outcome }, "08", &[TAG_HEX, code]);
@@ -245,10 +250,10 @@ fn reads_are_pinned() {
         );
     }
     let digest = VersionDigest(*b"0123456789abcdef");
-    let with_record = ["01 01", RECORD_HEX].concat();
+    let with_record = ["01 0000000000000006 01", RECORD_HEX].concat();
     let answers = [
-        (ReadAnswer::Data(Some(record())), with_record.as_str()),
-        (ReadAnswer::Data(None), "01 00"),
+        (ReadAnswer::Data(Some(record()), Counter(6)), with_record.as_str()),
+        (ReadAnswer::Data(None, Counter(6)), "01 0000000000000006 00"),
         (ReadAnswer::Digest(digest), "02 30313233343536373839616263646566"),
         (ReadAnswer::Filling, "03"),
         (ReadAnswer::Refused, "04"),
@@ -262,10 +267,33 @@ fn reads_are_pinned() {
 
 #[test]
 fn the_messages_of_exchanges_are_pinned() {
-    pin(Message::Exchange { tag: TAG, question: "ab".into() }, "0b", &[TAG_HEX, "00000002 6162"]);
-    pin(Message::ExchangeAnswer { tag: TAG, answer: "ab".into() }, "0c", &[TAG_HEX, "00000002 6162"]);
+    let run = Run {
+        partitions: 2,
+        floor: Counter(3),
+        lowest: Counter(4),
+        watermark: Counter(5),
+        promise: Counter(6),
+        promise_epoch: Epoch(7),
+        filling: 8,
+    };
+    let standing = Some(Standing { runs: vec![run] });
+    let standing_hex = [
+        "01 00000001 00000002",
+        "0000000000000003 0000000000000004 0000000000000005",
+        "0000000000000006 0000000000000007 0000000000000008",
+    ]
+    .concat();
+    let question = |standing| Message::Exchange { tag: TAG, standing, question: "ab".into() };
+    pin(question(None), "0b", &[TAG_HEX, "00", "00000002 6162"]);
+    pin(question(standing.clone()), "0b", &[TAG_HEX, &standing_hex, "00000002 6162"]);
+    let answer =
+        |standing, answer| Message::ExchangeAnswer { tag: TAG, answer: ExchangeAnswer { standing, answer } };
+    pin(answer(None, Some("ab".into())), "0c", &[TAG_HEX, "00", "01 00000002 6162"]);
+    pin(answer(standing, None), "0c", &[TAG_HEX, &standing_hex, "00"]);
     let begun = Duration::from_nanos(258);
-    let ended = Message::ExchangeEnded { is_complete: true, begun, differed: 3 };
-    pin(ended, "11", &["01 0000000000000102 00000003"]);
+    let left_out = vec![PartitionId(1), PartitionId(3)];
+    let ended = Message::ExchangeEnded { exchange: 9, is_complete: true, left_out, begun, differed: 3 };
+    let left_out = "00000002 0001 0003";
+    pin(ended, "11", &["0000000000000009 01", left_out, "0000000000000102 00000003"]);
     pin(Message::Declined { tag: TAG }, "0d", &[TAG_HEX]);
 }

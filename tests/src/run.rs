@@ -96,6 +96,16 @@ pub fn profile_for(bug: PlantedBug) -> Profile {
         PlantedBug::FormedByMajority => Profile::Forming,
         PlantedBug::DriftIgnored => Profile::OneClock,
         PlantedBug::HintNotStored | PlantedBug::HintDroppedWhenSent => Profile::HintsAlone,
+        PlantedBug::DroppedOnePromiseEarly
+        | PlantedBug::PromiseNotSynced
+        | PlantedBug::MintBelowPromise
+        | PlantedBug::DelayedExchangeMergeTaken
+        | PlantedBug::GhostKept
+        | PlantedBug::ContextByOwnCounter
+        | PlantedBug::BlockedEntryJoined
+        | PlantedBug::CutKeepsEntry
+        | PlantedBug::ExpiredForgotten
+        | PlantedBug::CountedHintsPassed => Profile::Tombstones,
         PlantedBug::CountedHintExpires
         | PlantedBug::StandInCountedAsStrict
         | PlantedBug::DeadReplicaCounted => Profile::StandIns,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use antientropy::version::{Record, VersionDigest};
+use antientropy::version::{Counter, Pruned, Record, UnixMillis, VersionDigest};
 use node::{
     Input,
     storage::{read_document, read_record},
@@ -23,6 +23,11 @@ const FORMING_MAX: Duration = Duration::from_secs(20);
 /// How long convergence may take once the faults have stopped. The slowest part is an exchange interval of ten
 /// seconds, of which a pair of copies may need two; the rest is room for greetings and for retries of lost exchanges.
 const CONVERGENCE_MAX: Duration = Duration::from_secs(60);
+/// Where promises are made so often, tombstones have to be gone by then.
+const QUICK_MAX: Duration = Duration::from_secs(2);
+/// How long after that it may take until they are: every floor, every promise and the watermark are told in exchanges, of
+/// which there is one in ten seconds.
+const FORGETTING_MAX: Duration = Duration::from_secs(120);
 /// How often to look whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -63,6 +68,7 @@ impl World {
         self.heal();
         self.start_administrator();
         let healed = self.now();
+        self.healed = healed;
         let end = healed.after(CONVERGENCE_MAX);
         let mut ending = None;
         while ending.is_none() {
@@ -72,6 +78,15 @@ impl World {
                 Some(why) if self.now() >= end => Some(Ending::Diverged { why }),
                 Some(_) => None,
             };
+        }
+        let end = self.now().after(FORGETTING_MAX);
+        while let Some(Ending::Converged { .. }) = ending
+            && let Some(why) = (0..self.history.keys.len()).find_map(|key| self.superfluous(KeyId(key)))
+        {
+            self.run_for(LOOK_EVERY);
+            if self.now() >= end {
+                ending = Some(Ending::Diverged { why });
+            }
         }
         self.history.ending = ending.unwrap_or_default();
         self.history.electorate_is_lost = self.electorate_is_lost();
@@ -119,7 +134,7 @@ impl World {
             if built < wanted {
                 return Some(format!("{} has {built} of {wanted} hash trees", host.node));
             }
-            if host.disk.pending() > 0 {
+            if host.disk.is_changing() {
                 return Some(format!("{} has batches to sync", host.node));
             }
             // Seed 1000480: a disk could be read again, and the hint that was all there was of a write was not read yet.
@@ -139,6 +154,23 @@ impl World {
         (0..self.history.keys.len()).find_map(|key| self.difference(KeyId(key)))
     }
 
+    /// What a replica of a key has kept that is of no use to anybody since the faults stopped; none if there is nothing.
+    fn superfluous(&self, key: KeyId) -> Option<String> {
+        let settings = &self.swarm.settings;
+        if settings.settled_after.max(settings.watermark_interval) > QUICK_MAX {
+            return None;
+        }
+        for (index, host) in self.hosts.iter().enumerate() {
+            let due = self.durable_record(index, key).and_then(|record| record.prunable_at());
+            if due.is_some_and(|due| due <= Counter::at(UnixMillis(self.healed.wall_ms())))
+                && self.keepers(key).contains(&host.node)
+            {
+                return Some(format!("{} has not dropped what is superfluous of {key:?}", host.node));
+            }
+        }
+        None
+    }
+
     /// Whether no majority of the members could vote about documents, were all that are recorded as they are asked.
     fn electorate_is_lost(&self) -> bool {
         let newest = self.newest_document();
@@ -149,12 +181,22 @@ impl World {
     /// How the replicas of a key differ; none if they do not.
     fn difference(&self, key: KeyId) -> Option<String> {
         let mut first: Option<(NodeId, VersionDigest)> = None;
+        let partition = self.history.key(key).partition;
+        let processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
+        let watermark =
+            processes.map(|process| process.node.watermark(partition)).max().unwrap_or(Counter::ZERO);
         for node in self.keepers(key) {
             let host = self.hosts.iter().find(|host| host.node == node)?;
             let Ok(record) = read_record(&host.disk, &self.history.key(key).object) else {
                 return Some(format!("{node} has a damaged record of {key:?}"));
             };
-            let digest = record.map_or(VersionDigest::ABSENT, |record| record.digest());
+            // One may have heard of a watermark that another has not.
+            let left = record.and_then(|record| match record.prune(watermark) {
+                Pruned::Same => Some(record),
+                Pruned::Less(less) => Some(less),
+                Pruned::Nothing => None,
+            });
+            let digest = left.map_or(VersionDigest::ABSENT, |record| record.digest());
             match first {
                 None => first = Some((node, digest)),
                 Some((_, same)) if same == digest => {}

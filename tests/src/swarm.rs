@@ -202,6 +202,8 @@ pub enum Profile {
     ChangesAndAmnesia,
     /// Exchanges are hours apart and nothing is lost from disks: what a replica has missed it gets by hints.
     HintsAlone,
+    /// Tombstones go soon, while disks are lost, damaged and set back.
+    Tombstones,
     /// Writes count nodes that stand in for replicas, which are down or cut off for long; hints that are not counted
     /// expire soon.
     StandIns,
@@ -211,7 +213,7 @@ pub enum Profile {
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Profile; 17] = [
+    pub const ALL: [Profile; 18] = [
         Profile::Any,
         Profile::Rot,
         Profile::FailingDisks,
@@ -227,6 +229,7 @@ impl Profile {
         Profile::ChangesAndWipes,
         Profile::ChangesAndAmnesia,
         Profile::HintsAlone,
+        Profile::Tombstones,
         Profile::StandIns,
         Profile::Calm,
     ];
@@ -259,8 +262,19 @@ impl Swarm {
             turn_delay: Duration::from_micros(*random.pick(&[1, 20, 200])),
             documents: draw_documents(random),
         };
+        // From another sequence: earlier seeds tell the same stories.
+        swarm.draw_watermarks(&mut Random::new(seed ^ 0x7761_7465_726d, Stream::Swarm));
         swarm.lean_towards(profile, random);
         swarm
+    }
+
+    /// How soon what is settled is promised: mostly so soon that tombstones go while faults strike.
+    fn draw_watermarks(&mut self, random: &mut Random) {
+        self.settings.settled_after = ms(*random.pick(&[100, 300, 2000, 15_000]));
+        self.settings.watermark_interval = ms(*random.pick(&[200, 1000, 2000, 60_000]));
+        if random.chance(80) {
+            self.settings.prunable_max = 1;
+        }
     }
 
     /// A run in which nothing happens but what a scenario does: one datacenter, a keyspace of three copies that keeps
@@ -419,6 +433,23 @@ impl Swarm {
                 (clients.sloppy_permille, clients.n_permille, clients.durability_permille) = (500, 0, 0);
                 clients.read_permille = 300;
                 clients.timeouts = vec![ms(300), ms(1000)];
+            }
+            Profile::Tombstones => {
+                self.settings.settled_after = ms(*random.pick(&[50, 200]));
+                self.settings.watermark_interval = ms(*random.pick(&[100, 400]));
+                self.settings.exchange_interval = ms(*random.pick(&[200, 500]));
+                self.settings.exchange_silent_after = ms(200);
+                self.keys = 3;
+                self.partitions = 1;
+                clients.delete_permille = 400;
+                clients.think_max = ms(*random.pick(&[20, 100]));
+                self.faults.restore = Some(ms(600));
+                self.faults.wipe = self.faults.wipe.and(Some(ms(1000)));
+                self.faults.crash = Some(ms(300));
+                self.faults.partition = Some(ms(400));
+                (self.faults.partition_max, self.faults.down_max) = (ms(1500), ms(1000));
+                clients.expiry_permille = *random.pick(&[0, 200]);
+                self.faults.beyond_the_promise = false;
             }
             Profile::Calm => self.calm_down(),
             Profile::ForeignContexts => clients.foreign_permille = 200,

@@ -126,6 +126,8 @@ pub struct World {
     bug: Option<PlantedBug>,
     /// Faults are over.
     pub(crate) is_quiet: bool,
+    /// When they did.
+    pub(crate) healed: Moment,
     pub(crate) history: History,
     /// How far each process has heard each peer's store to have come, by receiver and sender.
     pub(crate) heard: Vec<Vec<Heard>>,
@@ -170,6 +172,7 @@ impl World {
             node_random,
             bug,
             is_quiet: false,
+            healed: Moment::NEVER,
             history,
             heard: vec![vec![Heard::default(); swarm.nodes]; swarm.nodes],
             counts: Counts::default(),

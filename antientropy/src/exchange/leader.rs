@@ -917,12 +917,15 @@ impl Exchange {
     }
 }
 
+/// So many more cells are compared than sources can account for: a few of them may share all of the first by chance.
+const CELLS_SPARE: usize = 1024;
+
 /// Compares more cells. None if there are more than so many sources could need.
 fn push_bounded(decoder: &mut Decoder, cells: &[Cell], sources: usize) -> Option<bool> {
     if decoder.push(cells) {
         return Some(true);
     }
-    (!cells.is_empty() && decoder.compared() <= 2 * sources + 64).then_some(false)
+    (!cells.is_empty() && decoder.compared() <= 2 * sources + CELLS_SPARE).then_some(false)
 }
 
 /// How many cells to ask for after so many, if so many are likely to suffice.

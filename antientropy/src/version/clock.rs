@@ -108,6 +108,12 @@ impl HybridClock {
         self.latest.max(Counter::at(wall))
     }
 
+    /// Takes notice of a counter at or below which nobody may mint here any more, however far ahead it is: later ticks are
+    /// above it.
+    pub fn begin_above(&mut self, floor: Counter) {
+        self.latest = self.latest.max(floor.min(Counter::MAX));
+    }
+
     /// Takes notice of another node's clock, so that later ticks are above it.
     ///
     /// `remote` is refused (`false`, nothing changes) when it is more than `drift_max_ms` ahead of `wall`: one

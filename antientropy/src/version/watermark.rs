@@ -62,6 +62,20 @@ impl Record {
         part(set, |actor| is_above || actors.contains(&actor), stays).map_or(Pruned::Nothing, Pruned::Less)
     }
 
+    /// The same with each entry judged by its own counter, which is wrong: for tests that have to find that out.
+    #[doc(hidden)]
+    pub fn prune_each(&self, watermark: Counter) -> Pruned {
+        let Record::Siblings(set) = self else { return self.prune(watermark) };
+        let is_live = |actor: Actor| set.values().any(|(dot, _)| dot.actor == actor);
+        let goes = |&(actor, counter): &(Actor, Counter)| counter <= watermark && !is_live(actor);
+        let going: BTreeSet<Actor> =
+            set.context_ref().entries().iter().filter(|entry| goes(entry)).map(|entry| entry.0).collect();
+        if going.is_empty() {
+            return self.prune(watermark);
+        }
+        part(set, |actor| !going.contains(&actor), |_, _| true).map_or(Pruned::Nothing, Pruned::Less)
+    }
+
     /// Whether `incoming` names a write at or below `bound` that what is held does not cover; `None` holds nothing.
     ///
     /// Named are the live values and the context's entries, also those without a value: of a delete that is not

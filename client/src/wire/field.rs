@@ -248,6 +248,10 @@ numbers!(u8, u16, u32, u64, u128, i64);
 
 wire_newtypes!(ClusterId, DatacenterId, Epoch, KeyspaceId, NodeId, PartitionId, RequestId, StoreId, VoterId);
 
+impl Element for PartitionId {
+    const BYTES_MIN: usize = 2;
+}
+
 wire_fields!(Version { counter, actor });
 wire_variants!(Access, "access", { 1 => Read, 2 => Write, 3 => Admin });
 wire_variants!(Durability, "durability", { 1 => Memory, 2 => Disk });

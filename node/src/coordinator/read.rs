@@ -10,7 +10,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use antientropy::version::{Dot, Record, VersionDigest};
+use antientropy::version::{CopyCount, Counter, Dot, Record, VersionDigest};
 use client::{
     Freshness, GetError, GetReply, Level, Operation, ReadRepair, Refusal, Reply, ReturnedValue, Version,
 };
@@ -24,13 +24,16 @@ use super::{
     tally::{Tally, Verdict, Vote},
 };
 use crate::{
-    local::{Event, Local},
+    local::{Event, Local, pruned},
     message::{MergePath, Message, ReadAnswer, ReadKind, Tag},
     placement::Owners,
     planted::PlantedBug,
     storage::Store,
     waiting::Waiting,
 };
+
+/// How often a read begins anew because its result was read under a watermark that others have left behind.
+const BEHIND_MAX: u32 = 2;
 
 /// A get under way, or the read of a delete that came without a context.
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub(crate) struct ReadOperation {
     repair: ReadRepair,
     asked: Vec<Asked>,
     phase: Phase,
+    /// How often it began anew because a replica was at a higher watermark than what was to be written back.
+    was_behind: u32,
     /// Set once the result is known, if there are any and they are to be mended.
     stale: Option<Stale>,
     deadline: Duration,
@@ -102,9 +107,15 @@ struct Asked {
 #[derive(Clone, Debug)]
 enum Answer {
     Digest(VersionDigest),
-    Data(Option<Arc<Record>>, VersionDigest),
+    /// With the watermark under which it was read.
+    Data(Option<Arc<Record>>, VersionDigest, Counter),
     /// Nothing that counts.
     Void,
+}
+
+/// Whether an answer has a record, or says that there is none.
+fn is_data(answer: &mut Answer) -> bool {
+    matches!(answer, Answer::Data(..))
 }
 
 /// How a read ended for whoever drives it.
@@ -174,6 +185,7 @@ impl ReadOperation {
             repair,
             asked: Vec::with_capacity(3),
             phase: Phase::Gathering,
+            was_behind: 0,
             stale: None,
             deadline,
             timer: deadline,
@@ -208,7 +220,7 @@ impl ReadOperation {
                 Phase::Holding { spread, .. } | Phase::Repairing { spread },
                 Event::Merged { from, store, outcome },
             ) => {
-                spread.merged(from, store, outcome);
+                spread.merged(local, from, store, outcome);
                 self.evaluate(local)
             }
             _ => Ended::Step(Step::Continue),
@@ -229,16 +241,20 @@ impl ReadOperation {
             (Some(owners), Some(Ok(tally))) => {
                 self.located.owners = owners;
                 self.tally = tally;
-                self.question += 1;
-                self.asked.clear();
-                self.phase = Phase::Gathering;
-                self.ask_more(local);
-                self.evaluate(local)
+                self.begin_anew(local)
             }
             (_, Some(Err(refusal))) => self.fail(local, GetError::Refused(refusal)),
             (_, None) => self.fail(local, GetError::Refused(Refusal::UnknownKeyspace)),
             (None, Some(_)) => unreachable!("without owners there is no tally"),
         }
+    }
+
+    fn begin_anew<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
+        self.question += 1;
+        self.asked.clear();
+        self.phase = Phase::Gathering;
+        self.ask_more(local);
+        self.evaluate(local)
     }
 
     /// A replica has been silent for too long, or the time is up.
@@ -395,12 +411,12 @@ impl ReadOperation {
                 asked.answer = Some(Answer::Digest(digest));
             }
             ReadAnswer::Digest(_) => {}
-            ReadAnswer::Data(Some(record)) if record.policy() != self.located.conflict => {
+            ReadAnswer::Data(Some(record), _) if record.policy() != self.located.conflict => {
                 asked.answer = Some(Answer::Void);
             }
-            ReadAnswer::Data(record) => {
+            ReadAnswer::Data(record, under) => {
                 let digest = record.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest());
-                asked.answer = Some(Answer::Data(record, digest));
+                asked.answer = Some(Answer::Data(record, digest, under));
             }
             ReadAnswer::Filling | ReadAnswer::Refused | ReadAnswer::NotOwner => {
                 asked.answer = Some(Answer::Void)
@@ -445,7 +461,9 @@ impl ReadOperation {
     /// Enough have answered: fetches the records whose digests nobody explained yet, or joins what there is.
     fn settle<S: Store>(&mut self, local: &mut Local<S>) -> Ended {
         let explained = |digest: &VersionDigest, asked: &[Asked]| {
-            asked.iter().any(|other| matches!(&other.answer, Some(Answer::Data(_, known)) if known == digest))
+            asked
+                .iter()
+                .any(|other| matches!(&other.answer, Some(Answer::Data(_, known, _)) if known == digest))
         };
         let mut is_fetching = false;
         let mut fetched: Vec<VersionDigest> = Vec::new();
@@ -473,29 +491,79 @@ impl ReadOperation {
             return Ended::Step(Step::Continue);
         }
         let mut result: Option<Arc<Record>> = None;
-        for asked in &self.asked {
-            if let Some(Answer::Data(Some(record), _)) = &asked.answer {
-                match &mut result {
-                    None => result = Some(Arc::clone(record)),
-                    Some(result) => {
-                        Arc::make_mut(result).merge(record);
-                    }
-                }
+        let mut under = Counter(u64::MAX);
+        for at in 0..self.asked.len() {
+            let Some(Answer::Data(record, _, read_under)) = self.asked[at].answer.take_if(is_data) else {
+                continue;
+            };
+            let (record, read_under) = self.as_known_here(local, record, read_under);
+            under = under.min(read_under);
+            match (&mut result, &record) {
+                (None, record) => result.clone_from(record),
+                (Some(result), Some(record)) => _ = Arc::make_mut(result).merge(record),
+                (Some(_), None) => {}
             }
+            let digest = record.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest());
+            self.asked[at].answer = Some(Answer::Data(record, digest, read_under));
         }
-        self.conclude(local, result)
+        self.conclude(local, result, under)
+    }
+
+    /// What a replica answered, without what this node knows to be dead or superfluous: one that has promised less may hold
+    /// what this node has seen deleted and has forgotten, and one at a lower watermark what others have pruned.
+    fn as_known_here<S: Store>(
+        &self,
+        local: &mut Local<S>,
+        record: Option<Arc<Record>>,
+        under: Counter,
+    ) -> (Option<Arc<Record>>, Counter) {
+        let Located { object, partition, .. } = &self.located;
+        let known = local.knows_all_below(object.keyspace(), *partition);
+        let Some(answered) = record else { return (None, under) };
+        if under < known
+            && let Ok(held) = local.held(object, *partition)
+            && Record::names_unknown(&answered, held.as_deref(), known)
+        {
+            let rest = answered.cut(held.as_deref(), known).rest;
+            return (rest.map(Arc::new).and_then(|rest| pruned(rest, known)), known);
+        }
+        let watermark = local.watermarks.of(*partition);
+        if under < watermark {
+            return (Some(answered), under);
+        }
+        (pruned(answered, watermark), under)
     }
 
     /// The result is known: who holds it, who is stale, and whether it may be told already.
-    fn conclude<S: Store>(&mut self, local: &mut Local<S>, result: Option<Arc<Record>>) -> Ended {
+    fn conclude<S: Store>(
+        &mut self,
+        local: &mut Local<S>,
+        result: Option<Arc<Record>>,
+        under: Counter,
+    ) -> Ended {
+        let mut result = result;
+        let is_blocking = self.repair == ReadRepair::Blocking
+            && local.planted != Some(PlantedBug::BlockingReadWithoutWriteBack);
+        // As many are to hold it as are asked for, and whoever is to hold it keeps it.
+        let wanted = self.located.n.map_or(CopyCount::DEFAULT, CopyCount::explicit);
+        if let Some(result) = result.as_mut().filter(|_| is_blocking)
+            && result.copies().join(wanted) != result.copies()
+        {
+            Arc::make_mut(result).join_copies(wanted);
+        }
         let digest = result.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest());
         let (mut holding, mut stale) = (Vec::new(), Vec::new());
+        let keepers = self.keepers(local, result.as_deref());
         for asked in &self.asked {
             match &asked.answer {
-                Some(Answer::Digest(held) | Answer::Data(_, held)) if *held == digest => {
+                Some(Answer::Digest(held) | Answer::Data(_, held, _)) if *held == digest => {
                     holding.push(asked.node)
                 }
-                Some(Answer::Digest(_) | Answer::Data(..)) => stale.push(asked.node),
+                // One that is not to keep it does not lack it.
+                Some(Answer::Digest(_) | Answer::Data(..)) if keepers.contains(asked.node) => {
+                    stale.push(asked.node);
+                }
+                Some(Answer::Digest(_) | Answer::Data(..)) => {}
                 Some(Answer::Void) | None => {}
             }
         }
@@ -515,8 +583,6 @@ impl ReadOperation {
             let age_ms = local.now.wall.0.saturating_sub(result.highest().millis().0);
             self.stale = Some(Stale { nodes: stale.iter().copied().collect(), age_ms });
         }
-        let is_blocking = self.repair == ReadRepair::Blocking
-            && local.planted != Some(PlantedBug::BlockingReadWithoutWriteBack);
         if is_blocking {
             let keyspace = self.keyspace_copies(local);
             let holders = self.tally.holders(&keyspace);
@@ -525,7 +591,7 @@ impl ReadOperation {
             let vote = |node: NodeId| if holding.contains(&node) { Vote::Yes } else { Vote::No };
             if holders.verdict(vote) != Verdict::Met {
                 let lacking = members.into_iter().filter(|node| !holding.contains(node)).collect::<Vec<_>>();
-                let spread = self.spread(local, &result, &lacking);
+                let spread = self.spread(local, (&result, under), &lacking);
                 self.phase = Phase::Holding { result, freshness, holders, holding, spread };
                 return self.evaluate_holders(local);
             }
@@ -534,11 +600,25 @@ impl ReadOperation {
         if self.repair == ReadRepair::Off || stale.is_empty() {
             return ended;
         }
-        let spread = self.spread(local, &result, &stale);
+        let spread = self.spread(local, (&result, under), &stale);
         self.go_on_repairing(local, ended, spread)
     }
 
-    fn spread<S: Store>(&self, local: &mut Local<S>, result: &Arc<Record>, nodes: &[NodeId]) -> Spread {
+    /// All that are to keep the result; of nothing, those that were asked for it.
+    fn keepers<S: Store>(&self, local: &Local<S>, result: Option<&Record>) -> Owners {
+        let Located { object, partition, owners, .. } = &self.located;
+        let keepers = result.zip(local.document.as_ref()).and_then(|(result, document)| {
+            Owners::keepers(document, object.keyspace(), *partition, result.copies())
+        });
+        keepers.unwrap_or_else(|| owners.clone())
+    }
+
+    fn spread<S: Store>(
+        &self,
+        local: &mut Local<S>,
+        (result, under): (&Arc<Record>, Counter),
+        nodes: &[NodeId],
+    ) -> Spread {
         let tag = Tag { operation: self.operation, question: self.question };
         let owners: Vec<_> =
             self.located.owners.iter().filter(|owner| nodes.contains(&owner.node)).copied().collect();
@@ -546,7 +626,7 @@ impl ReadOperation {
             local,
             tag,
             self.located.object.clone(),
-            Arc::clone(result),
+            (Arc::clone(result), under),
             Durability::Disk,
             MergePath::ReadRepair,
             owners.into_iter(),
@@ -567,6 +647,11 @@ impl ReadOperation {
         };
         match holders.verdict(vote) {
             Verdict::Pending => Ended::Step(Step::Continue),
+            // This node has come up to that watermark, and knows better now.
+            Verdict::Impossible if spread.was_behind() && self.was_behind < BEHIND_MAX => {
+                self.was_behind += 1;
+                self.begin_anew(local)
+            }
             Verdict::Impossible => {
                 let (required, alive) = (holders.required(), holders.count(vote, Vote::Yes));
                 spread.leave_hints(local);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use antientropy::version::Record;
+use antientropy::version::{Counter, Record};
 use ring::{ClusterDocument, Durability, Epoch, NodeId, StoreId};
 use smallvec::SmallVec;
 
@@ -22,9 +22,13 @@ pub(crate) struct Spread {
     tag: Tag,
     object: ObjectKey,
     record: Arc<Record>,
+    /// The watermark under which it was read.
+    under: Counter,
     durability: Durability,
     path: MergePath,
     targets: SmallVec<[Target; 3]>,
+    /// Whether a replica knew of a higher watermark than the record was read under.
+    was_behind: bool,
 }
 
 /// One replica.
@@ -54,12 +58,13 @@ impl Spread {
         local: &mut Local<S>,
         tag: Tag,
         object: ObjectKey,
-        record: Arc<Record>,
+        (record, under): (Arc<Record>, Counter),
         durability: Durability,
         path: MergePath,
         owners: impl Iterator<Item = OwnerAt>,
     ) -> Spread {
-        let mut spread = Spread { tag, object, record, durability, path, targets: SmallVec::new() };
+        let targets = SmallVec::new();
+        let mut spread = Spread { tag, object, record, under, durability, path, targets, was_behind: false };
         for owner in owners {
             let state = spread.send(local, owner.node);
             spread.targets.push(Target { node: owner.node, state });
@@ -85,13 +90,15 @@ impl Spread {
             tag,
             object: self.object.clone(),
             record: Arc::clone(&self.record),
+            under: self.under,
             durability: self.durability,
             path,
         }
     }
 
     fn leave_hint<S: Store>(&self, local: &mut Local<S>, target: NodeId) {
-        local.hints_left.push(HintLeft { target, object: self.object.clone(), is_counted: false });
+        let (object, counter) = (self.object.clone(), self.record.highest());
+        local.hints_left.push(HintLeft { target, object, is_counted: false, counter });
     }
 
     /// Sends the record to a node that is to stand in for `target`, or lets this node do so, as this question of the
@@ -109,7 +116,9 @@ impl Spread {
             return true;
         }
         // It was minted here, but the batch that brought it may have been refused since: it is taken again.
-        let Ok(acknowledgement) = local.stand_in(target, &self.object, &self.record, self.durability) else {
+        let Ok(acknowledgement) =
+            local.stand_in(target, &self.object, &self.record, self.under, self.durability)
+        else {
             return false;
         };
         let outcome = MergeOutcome::Applied { gained: acknowledgement.gained };
@@ -123,7 +132,7 @@ impl Spread {
         let merged = if local.replica.holds_unsynced(&self.object, &self.record) {
             local.acknowledge(&self.object, self.durability)
         } else {
-            local.merge(&self.object, &self.record, self.durability, self.path)
+            local.merge(&self.object, &self.record, self.under, self.durability, self.path)
         };
         match merged {
             Err(_) => TargetState::Refused,
@@ -138,7 +147,20 @@ impl Spread {
     }
 
     /// A replica said how it ended.
-    pub(crate) fn merged(&mut self, from: NodeId, store: StoreId, outcome: MergeOutcome) {
+    pub(crate) fn merged<S: Store>(
+        &mut self,
+        local: &mut Local<S>,
+        from: NodeId,
+        store: StoreId,
+        outcome: MergeOutcome,
+    ) {
+        if let MergeOutcome::Refused(MergeRefusal::Behind { watermark }) = outcome
+            && from != local.node
+            && local.recorded_store(from) == Some(store)
+            && self.come_up(local, from, watermark)
+        {
+            return;
+        }
         let Some(target) = self.targets.iter_mut().find(|target| target.node == from) else { return };
         match outcome {
             MergeOutcome::Applied { gained } => {
@@ -150,13 +172,42 @@ impl Spread {
                 MergeRefusal::NotOwner
                 | MergeRefusal::Mismatched
                 | MergeRefusal::Overloaded
-                | MergeRefusal::StorageFailed,
+                | MergeRefusal::StorageFailed
+                | MergeRefusal::Late
+                | MergeRefusal::Behind { .. },
             ) => {
                 if !matches!(target.state, TargetState::Acknowledged { .. }) {
                     target.state = TargetState::Refused;
                 }
             }
         }
+    }
+
+    /// A replica is at a higher watermark. All copies have promised it, this node's too: it comes up, and sends what it then
+    /// holds once more. False if that changes nothing.
+    fn come_up<S: Store>(&mut self, local: &mut Local<S>, node: NodeId, watermark: Counter) -> bool {
+        self.was_behind = true;
+        let Ok((partition, _)) = local.copy_of(&self.object) else { return false };
+        let is_higher = watermark > local.watermarks.of(partition);
+        local.raise_watermark(partition, watermark);
+        let is_sent =
+            self.targets.iter().any(|target| target.node == node && target.state == TargetState::Sent);
+        if !is_higher || !is_sent {
+            return false;
+        }
+        let Ok(Some(record)) = local.held(&self.object, partition) else { return false };
+        let under = local.under_of(&self.object, partition, &record);
+        if under < watermark || !record.dominates(&self.record) {
+            return false;
+        }
+        (self.record, self.under) = (record, under);
+        local.send(node, self.message(self.tag, self.path));
+        true
+    }
+
+    /// Whether a replica knew of a higher watermark than the record was read under.
+    pub(crate) fn was_behind(&self) -> bool {
+        self.was_behind
     }
 
     /// The document has changed: what a former store or a former owner acknowledged is worth nothing, and who has

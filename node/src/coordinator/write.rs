@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use antientropy::version::{Dot, Record};
+use antientropy::version::{CopyCount, Dot, Record};
 use client::{DoubtCause, Operation, Refusal, Reply, Version, WriteError, WriteReply};
 use smallvec::{SmallVec, smallvec};
 
@@ -71,7 +71,12 @@ impl WriteOperation {
             Err(Unheld::Damaged) => None,
             Err(Unheld::Unreadable) => return Err(Refusal::NotReady),
         };
-        let mint = plan.mint(held);
+        let copies = plan.located.n.map_or(CopyCount::DEFAULT, CopyCount::explicit);
+        let copies = held.as_ref().map_or(copies, |held| held.copies().join(copies));
+        let is_kept = local.keeps(object.keyspace(), *partition, copies);
+        // What a whole copy has forgotten nobody has any more, if it keeps all records, however few copies they have.
+        let watermark = local.knows_all_below(object.keyspace(), *partition);
+        let mint = plan.mint(held, is_kept, watermark);
         let Located { object, partition, .. } = &plan.located;
         let (dot, record) =
             local.replica.mint(local.now, object, *partition, mint, &local.settings, &mut local.rng)?;
@@ -109,6 +114,7 @@ impl WriteOperation {
         let operation = local.numbers.take();
         let object = plan.located.object.clone();
         let keepers = keepers(local, &plan.located, &record);
+        let under = local.under_of(&object, plan.located.partition, &record);
         if local.planted == Some(PlantedBug::CountedBeyondN) {
             plan.tally = plan.tally.widened(&keepers);
         }
@@ -117,7 +123,7 @@ impl WriteOperation {
             local,
             tag,
             object.clone(),
-            record,
+            (record, under),
             plan.durability,
             MergePath::Write,
             keepers.iter().copied(),
@@ -191,7 +197,7 @@ impl WriteOperation {
         if let Event::Merged { from, store, outcome } = event {
             match &mut self.stand_ins {
                 Some(stand_ins) if question > 0 => stand_ins.merged(question, from, store, outcome),
-                Some(_) | None => self.spread.merged(from, store, outcome),
+                Some(_) | None => self.spread.merged(local, from, store, outcome),
             }
             self.fill_places(local);
         }

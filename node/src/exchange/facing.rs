@@ -5,14 +5,14 @@ use std::{collections::BTreeSet, sync::Arc};
 use antientropy::{
     exchange::{Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind},
     hash_tree::{Element, HashTree},
-    version::{CopyCount, Counter, Dot, Record, UnixMillis},
+    version::{CopyCount, Dot, Record, UnixMillis},
 };
 use bytes::Bytes;
 use ring::{ClusterDocument, Durability, KeyspaceId, NodeId, PartitionId, Token};
 
 use crate::{
     local::Local,
-    message::MergePath,
+    message::{MergePath, MergeRefusal},
     placement::Owners,
     planted::PlantedBug,
     storage::{ObjectKey, ReadError, Store},
@@ -77,6 +77,16 @@ impl<'a, S: Store> Facing<'a, S> {
     fn both_keep(&self, keyspace: KeyspaceId, partition: PartitionId, copies: CopyCount) -> bool {
         let keepers = Owners::keepers(&self.document, keyspace, partition, copies);
         keepers.is_some_and(|keepers| keepers.contains(self.local.node) && keepers.contains(self.peer))
+    }
+
+    fn is_peer_filling(&self, partition: PartitionId) -> bool {
+        self.local.watermarks.filling(partition, self.peer) != 0
+    }
+
+    /// What is held of an object, as it is read now.
+    fn object(&self, name: &ObjectKey, record: Option<Arc<Record>>) -> Object {
+        let under = self.local.under(name.partition(self.document.partitions));
+        Object { key: name.key(), record, under }
     }
 
     /// Whether a planted bug has a record passed over.
@@ -157,7 +167,9 @@ impl<S: Store> Replica for Facing<'_, S> {
 
     fn unbuilt(&self) -> Vec<PartitionId> {
         let shared = self.shared.iter().copied();
-        shared.filter(|partition| self.local.replica.trees.of(*partition).is_none()).collect()
+        let is_built = |partition: &PartitionId| self.local.replica.trees.of(*partition).is_some();
+        // What one side has pruned and the other is about to would differ.
+        shared.filter(|partition| !is_built(partition) || !self.local.is_pruned(*partition)).collect()
     }
 
     fn tree(&self, tree: TreeId) -> Option<&HashTree> {
@@ -166,7 +178,8 @@ impl<S: Store> Replica for Facing<'_, S> {
 
     fn element(&self, _: KeyspaceId, object: &Object) -> Option<Element> {
         let key = self.local.replica.trees.key();
-        object.record.as_ref().map(|record| Element::new(key, Token::of_key(&object.key), record.digest()))
+        let record = object.record.as_ref()?;
+        Some(Element::new(key, Token::of_key(&object.key), record.digest()))
     }
 
     fn elements(
@@ -197,19 +210,34 @@ impl<S: Store> Replica for Facing<'_, S> {
     ) -> Result<Stretch, FacingError> {
         let mut gathered = Gathered::new(bytes_max);
         // Most spans are a single position's.
+        let mut found = Vec::new();
+        let (mut bytes, mut last) = (0, None);
+        // Gathered below, where it is known under which watermark each is read.
         self.each(keyspace, span, 2, |name, record| {
-            let is_asked = copies.is_none_or(|copies| record.copies().includes(copies));
-            let object = Object { key: name.key(), record: Some(record), under: Counter::ZERO };
-            !is_asked || gathered.push(name.token(), object)
+            if copies.is_none_or(|copies| record.copies().includes(copies)) {
+                let is_full = bytes > bytes_max && last.is_some_and(|last| last != name.token());
+                bytes += name.key_bytes().len() + record.encoded_len();
+                last = Some(name.token());
+                found.push((name, record));
+                return !is_full;
+            }
+            true
         })?;
+        for (name, record) in found {
+            let object = self.object(&name, Some(record));
+            if !gathered.push(name.token(), object) {
+                break;
+            }
+        }
         Ok(gathered.into_stretch())
     }
 
     fn held(&mut self, keyspace: KeyspaceId, key: &Bytes) -> Result<Object, FacingError> {
         let name = ObjectKey::new(keyspace, key);
-        let held = self.local.held(&name, name.partition(self.document.partitions));
-        let record = held.map_err(|_| FacingError::Read)?;
-        Ok(Object { key: key.clone(), record, under: Counter::ZERO })
+        let partition = name.partition(self.document.partitions);
+        let held = self.local.held(&name, partition).map_err(|_| FacingError::Read)?;
+        let record = held.filter(|held| self.both_keep(keyspace, partition, held.copies()));
+        Ok(self.object(&name, record))
     }
 
     fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, FacingError> {
@@ -218,15 +246,35 @@ impl<S: Store> Replica for Facing<'_, S> {
         }
         let name = ObjectKey::new(keyspace, &object.key);
         let partition = name.partition(self.document.partitions);
-        let Some(record) = &object.record else {
-            return Ok(self.held(keyspace, &object.key)?.record.is_none());
-        };
-        if self.is_passed_over(&name, partition, record) {
+        if let Some(record) = &object.record
+            && self.is_passed_over(&name, partition, record)
+        {
             return Ok(true);
         }
-        let is_filling = self.local.copies.generation(partition).is_some();
+        let Some(record) = &object.record else {
+            // What the peer does not keep it may well not hold.
+            let held = self.local.held(&name, partition).map_err(|_| FacingError::Read)?;
+            if held.is_some_and(|held| self.both_keep(keyspace, partition, held.copies())) {
+                self.local.hear_nothing(&name, object.under).map_err(|_| FacingError::Read)?;
+            }
+            let held = self.local.held(&name, partition).map_err(|_| FacingError::Read)?;
+            return Ok(held.is_none());
+        };
+        if !self.both_keep(keyspace, partition, record.copies()) {
+            return Err(FacingError::Refused);
+        }
+        let is_filling = !self.local.copies.is_whole(partition);
         let path = if is_filling { MergePath::Movement } else { MergePath::AntiEntropy };
-        self.local.merge(&name, record, Durability::Disk, path).map_err(|_| FacingError::Refused)?;
+        let is_behind = |refusal| matches!(refusal, MergeRefusal::Behind { .. });
+        match self.local.merge(&name, record, object.under, Durability::Disk, path) {
+            Ok(_) => {}
+            // One of them has just learned, or is about to learn, what is dead. (Of two whole copies one has gone on to
+            // another watermark meanwhile.)
+            Err(refusal) if is_behind(refusal) && (is_filling || self.is_peer_filling(partition)) => {
+                return Ok(false);
+            }
+            Err(_) => return Err(FacingError::Refused),
+        }
         match self.local.held(&name, partition) {
             Ok(held) => Ok(held.is_some_and(|held| held.digest() == record.digest())),
             Err(_) => Err(FacingError::Read),

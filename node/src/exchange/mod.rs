@@ -12,7 +12,6 @@ mod schedule;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use antientropy::exchange::{Exchange, Question};
-use bytes::Bytes;
 use engagement::{Engagement, Role};
 use facing::Facing;
 use rand_core::Rng;
@@ -20,25 +19,33 @@ use ring::{NodeId, PartitionId, StoreId};
 
 use crate::{
     coordinator::Step,
+    copies::Time,
     local::{Event, Local},
-    message::{Message, Tag},
+    message::{ExchangeAnswer, Message, Standing, Tag},
     storage::Store,
     waiting::Waiting,
 };
 
-pub(crate) use schedule::{Exchanges, RETRY_AFTER};
+pub(crate) use schedule::{Exchanges, PeerEnded, RETRY_AFTER};
 
 /// The number under which an exchange hears that it is synced: its questions are numbered from 1.
 const SYNC: u32 = 0;
+/// Its first question, with which each side says where it stands.
+const FIRST: u32 = 1;
 
 /// An exchange that this node leads.
 #[derive(Debug)]
 pub(crate) struct ExchangeOperation {
     operation: u64,
     peer: NodeId,
-    /// The partitions that both nodes have copies of, and for those that are filling the time of filling it serves.
+    /// The partitions that both nodes have copies of, and for those that are filling in which time it began.
     shared: Arc<[PartitionId]>,
-    generations: BTreeMap<PartitionId, u64>,
+    times: BTreeMap<PartitionId, Time>,
+    /// Where this node stood when it began, and the peer as it answered first.
+    standing: Standing,
+    theirs: Option<Standing>,
+    /// Whether the peer is at a higher watermark, so that it has to begin anew at once.
+    is_behind: bool,
     begun: Duration,
     exchange: Exchange,
     /// Questions that wait until this node's disk has caught up.
@@ -70,8 +77,10 @@ impl ExchangeOperation {
         peer: NodeId,
         shared: &Arc<[PartitionId]>,
     ) -> Option<ExchangeOperation> {
-        let generation = |partition: &PartitionId| Some((*partition, local.copies.generation(*partition)?));
-        let generations = shared.iter().filter_map(generation).collect();
+        let time = |partition: &PartitionId| (*partition, local.copies.time(*partition));
+        let times: BTreeMap<PartitionId, Time> = shared.iter().map(time).collect();
+        let standing = local.standing(shared);
+        local.close(shared, &standing);
         let salt = local.rng.next_u64();
         let (exchange, question) = Exchange::begin(&Facing::leading(local, peer, shared)?, salt);
         let operation = local.numbers.take();
@@ -83,7 +92,10 @@ impl ExchangeOperation {
             operation,
             peer,
             shared,
-            generations,
+            times,
+            standing,
+            theirs: None,
+            is_behind: false,
             begun,
             exchange,
             held_back,
@@ -113,7 +125,7 @@ impl ExchangeOperation {
         let engagement = &mut exchanges.engagement;
         let goes_on = match event {
             Event::ExchangeAnswered { store, answer } => {
-                self.answered(local, engagement, question, store, answer)
+                self.answered(local, engagement, question, store, *answer)
             }
             Event::Synced if question == SYNC => {
                 self.stage = match self.stage {
@@ -144,12 +156,22 @@ impl ExchangeOperation {
         engagement: &mut Engagement,
         question: u32,
         store: StoreId,
-        answer: Bytes,
+        ExchangeAnswer { standing, answer }: ExchangeAnswer,
     ) -> bool {
         // A store that the document does not record is not the copy that has to be heard.
         if local.recorded_store(self.peer) != Some(store) {
             return false;
         }
+        if question == FIRST {
+            let standing = standing.filter(|standing| standing.len() == self.shared.len() as u64);
+            let Some(standing) = standing else { return false };
+            local.hear_standing(self.peer, &self.shared, &standing);
+            self.theirs = Some(standing);
+        }
+        let Some(answer) = answer else {
+            (self.is_behind, self.was_put_off) = (question == FIRST, true);
+            return false;
+        };
         let Some(mut facing) = Facing::leading(local, self.peer, &self.shared) else { return false };
         match self.exchange.answered(&mut facing, question, answer) {
             Ok(questions) => self.held_back.extend(questions),
@@ -191,7 +213,8 @@ impl ExchangeOperation {
     fn ask<S: Store>(&mut self, local: &mut Local<S>) {
         for Question { number, message } in self.held_back.drain(..) {
             let tag = Tag { operation: self.operation, question: number };
-            local.send(self.peer, Message::Exchange { tag, question: message });
+            let standing = (number == FIRST).then(|| self.standing.clone());
+            local.send(self.peer, Message::Exchange { tag, standing, question: message });
         }
     }
 

@@ -12,14 +12,15 @@ use rand_core::Rng;
 use ring::{NodeId, PartitionId, StoreId};
 
 use super::{
-    ExchangeOperation,
+    ExchangeOperation, FIRST,
     engagement::{Engagement, Role},
     facing::Facing,
 };
 use crate::{
+    copies::Time,
     lag::PeerSync,
     local::Local,
-    message::{Message, Tag},
+    message::{ExchangeAnswer, Message, Standing, Tag},
     settings::Settings,
     storage::Store,
     waiting::Waiting,
@@ -53,6 +54,11 @@ struct Peer {
 /// What is remembered of an exchange that the peer leads.
 struct Following {
     follower: Follower,
+    /// Its number.
+    exchange: u64,
+    /// Where the peer stood when it began, and in which time of filling this node's copies were then.
+    standing: Standing,
+    times: Vec<Time>,
     /// When the peer first asked, and when it last did.
     first: Duration,
     last: Duration,
@@ -139,6 +145,13 @@ impl Exchanges {
                 }
             }
         }
+        for partition in std::mem::take(&mut local.to_exchange) {
+            for peer in local.sharers.get(&partition).into_iter().flatten() {
+                if let Some(peer) = self.peers.get_mut(peer) {
+                    peer.at = peer.at.min(now);
+                }
+            }
+        }
         for peer in std::mem::take(&mut local.to_compare) {
             let peer = self.peers.get_mut(&peer).filter(|_| local.settings.exchange_on_suspicion);
             if let Some(peer) = peer {
@@ -152,12 +165,11 @@ impl Exchanges {
             let Some((&node, peer)) = due.min_by_key(|(_, peer)| peer.at) else { break };
             let mut lacks = false;
             for partition in peer.shared.iter().copied() {
-                if local.copies.lacks_exchange(partition, node) {
-                    lacks = true;
-                } else if local.copies.generation(partition).is_some() {
+                if !local.copies.lacks_exchange(partition, node) {
                     // Its mark may have been in a batch that was refused.
                     local.become_whole(partition);
                 }
+                lacks |= local.copies.lacks_exchange(partition, node);
             }
             peer.follower
                 .take_if(|following| following.last + 2 * local.settings.exchange_silent_after < now);
@@ -192,11 +204,13 @@ impl Exchanges {
             local.counters.exchanges_equal += u64::from(report.messages == 1);
             let taken = local.now.monotonic.saturating_sub(ended.begun);
             local.counters.exchange_durations.add(u64::try_from(taken.as_millis()).unwrap_or(u64::MAX));
-            for (partition, generation) in &ended.generations {
-                let sharers = local.sharers.get(partition).cloned().unwrap_or_default();
-                if !left_out.contains(partition)
-                    && local.copies.exchanged(*partition, *generation, ended.peer, &sharers)
-                {
+            let theirs: Vec<u64> =
+                ended.theirs.iter().flat_map(Standing::each).map(|run| run.filling).collect();
+            for ((partition, run), theirs) in ended.shared.iter().zip(ended.standing.each()).zip(theirs) {
+                let time = ended.times.get(partition).copied().unwrap_or_default();
+                if !left_out.contains(partition) && local.copies.time(*partition) == time {
+                    local.watermarks.credit(*partition, ended.peer, run.lowest);
+                    local.copies.exchanged(*partition, time, ended.peer, theirs);
                     local.become_whole(*partition);
                 }
             }
@@ -218,11 +232,21 @@ impl Exchanges {
             peer.in_sync(local, ended.peer, ended.begun, differed);
         }
         let begun = local.now.monotonic.saturating_sub(ended.begun);
-        local.send(ended.peer, Message::ExchangeEnded { is_complete: is_all, begun, differed });
+        local.send(
+            ended.peer,
+            Message::ExchangeEnded {
+                exchange: ended.operation(),
+                is_complete: ended.is_complete(),
+                left_out: left_out.iter().copied().collect(),
+                begun,
+                differed,
+            },
+        );
         let lacks =
             || peer.shared.iter().any(|partition| local.copies.lacks_exchange(*partition, ended.peer));
         let wait = match is_all {
             true if peer.is_wanted || lacks() => Duration::ZERO,
+            false if ended.is_behind => Duration::ZERO,
             true => local.settings.exchange_interval,
             false => RETRY_AFTER,
         };
@@ -241,22 +265,32 @@ impl Exchanges {
         idle.map(|peer| peer.at).min()
     }
 
-    /// An exchange has ended that a peer led. If it was complete: how long ago it began, and what it found.
+    /// An exchange has ended that a peer led: whether it was complete but for these partitions, how long ago it began, and
+    /// what it found.
     pub(crate) fn peer_ended<S: Store>(
         &mut self,
         local: &mut Local<S>,
         from: NodeId,
         store: StoreId,
-        in_sync: Option<(Duration, u32)>,
+        ended: PeerEnded,
     ) {
         self.engagement.release(from, Role::Follows);
         let is_recorded = local.recorded_store(from) == Some(store);
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        let first = peer.follower.take().map(|following| following.first);
-        if let (Some((begun, differed)), Some(first)) = (in_sync.filter(|_| is_recorded), first) {
+        let following = peer.follower.take_if(|following| following.exchange == ended.exchange);
+        let Some(following) = following.filter(|_| ended.is_complete && is_recorded) else { return };
+        for ((partition, run), time) in
+            peer.shared.iter().zip(following.standing.each()).zip(&following.times)
+        {
+            let is_left_out = ended.left_out.binary_search(partition).is_ok();
+            if !is_left_out && local.copies.time(*partition) == *time {
+                local.watermarks.credit(*partition, from, run.lowest);
+            }
+        }
+        if ended.left_out.is_empty() {
             // It began before this node was asked; and what was lost here since is not there any more.
-            let at = local.now.monotonic.saturating_sub(begun).min(first);
-            peer.in_sync(local, from, at, differed);
+            let at = local.now.monotonic.saturating_sub(ended.begun).min(following.first);
+            peer.in_sync(local, from, at, ended.differed);
         }
     }
 
@@ -271,14 +305,46 @@ impl Exchanges {
     }
 
     /// Answers a peer that leads an exchange, once everything is synced that the answer is about.
-    pub(crate) fn answer<S: Store>(&mut self, local: &mut Local<S>, from: NodeId, tag: Tag, question: Bytes) {
+    pub(crate) fn answer<S: Store>(
+        &mut self,
+        local: &mut Local<S>,
+        from: NodeId,
+        store: StoreId,
+        tag: Tag,
+        (standing, question): (Option<Standing>, Bytes),
+    ) {
         let now = local.now.monotonic;
+        let mut own = None;
+        if tag.question == FIRST
+            && local.recorded_store(from) == Some(store)
+            && let Some(peer) = self.peers.get_mut(&from)
+            && let Some(standing) = standing.filter(|standing| standing.len() == peer.shared.len() as u64)
+        {
+            let shared = Arc::clone(&peer.shared);
+            local.close(&shared, &standing);
+            let is_level = local.hear_standing(from, &shared, &standing);
+            own = Some(local.standing(&shared));
+            if !is_level {
+                let answer = ExchangeAnswer { standing: own, answer: None };
+                let pending = local.replica.pending_any();
+                let message = Message::ExchangeAnswer { tag, answer };
+                return local.when_synced(pending, Waiting::Message { to: from, message });
+            }
+            let times = shared.iter().map(|partition| local.copies.time(*partition)).collect();
+            peer.follower = Some(Following {
+                follower: Follower::new(),
+                exchange: tag.operation,
+                standing,
+                times,
+                first: now,
+                last: now,
+            });
+        }
         let may_engage = self.engagement.may_engage(local, from, Role::Follows);
         let answer = self.peers.get_mut(&from).and_then(|peer| {
-            let mut facing = Facing::following(local, from, &peer.shared)?;
-            let new = || Following { follower: Follower::new(), first: now, last: now };
-            let following = peer.follower.get_or_insert_with(new);
+            let following = peer.follower.as_mut().filter(|following| following.exchange == tag.operation)?;
             following.last = now;
+            let mut facing = Facing::following(local, from, &peer.shared)?;
             let follower = &mut following.follower;
             // That something differs is said at once; whether the peer goes into it is for the peer to say.
             let was_engaged = follower.is_engaged();
@@ -290,6 +356,7 @@ impl Exchanges {
         });
         match answer {
             Some(answer) => {
+                let answer = ExchangeAnswer { standing: own, answer: Some(answer) };
                 let message = Message::ExchangeAnswer { tag, answer };
                 let pending = local.replica.pending_any();
                 local.when_synced(pending, Waiting::Message { to: from, message });
@@ -297,6 +364,15 @@ impl Exchanges {
             None => local.send(from, Message::Declined { tag }),
         }
     }
+}
+
+/// What a peer says of an exchange that it led.
+pub(crate) struct PeerEnded {
+    pub(crate) exchange: u64,
+    pub(crate) is_complete: bool,
+    pub(crate) left_out: Vec<PartitionId>,
+    pub(crate) begun: Duration,
+    pub(crate) differed: u32,
 }
 
 impl Peer {

@@ -21,14 +21,15 @@ use std::{
     time::Duration,
 };
 
-use antientropy::version::UnixMillis;
+use antientropy::version::{Counter, UnixMillis};
 use bytes::Bytes;
-use ring::{Durability, NodeId};
+use ring::{Durability, NodeId, PartitionId, Partitions};
 
 use crate::{
     coordinator::Step,
     local::{Event, Local, Unheld},
-    message::{MergeOutcome, MergePath, Message, Tag},
+    message::{MergeOutcome, MergePath, MergeRefusal, Message, Tag},
+    placement::Owners,
     planted::PlantedBug,
     storage::{ObjectKey, Sequence, Store},
 };
@@ -58,6 +59,8 @@ pub(crate) struct HintLeft {
     pub(crate) object: ObjectKey,
     /// Whether an acknowledgement counts on it.
     pub(crate) is_counted: bool,
+    /// The highest counter of the record that it is left for.
+    pub(crate) counter: Counter,
 }
 
 /// What a hint says beside its target and its object.
@@ -67,6 +70,8 @@ pub(crate) struct Owed {
     pub(crate) since: UnixMillis,
     /// Whether an acknowledgement counts on it.
     pub(crate) is_counted: bool,
+    /// The highest counter of the record for which it was first left, counted: this node's floor stays below it.
+    pub(crate) counter: Counter,
 }
 
 /// The hints for one target, counted.
@@ -123,6 +128,8 @@ pub(crate) struct HintOperation {
     bytes: usize,
     timer: Duration,
     is_delivered: bool,
+    /// Whether its target says that it does not keep the object.
+    is_misdirected: bool,
 }
 
 impl Hints {
@@ -175,6 +182,61 @@ impl Hints {
         self.queues.iter().map(pending).collect()
     }
 
+    /// Of each partition the lowest counter of what is owed and counted.
+    pub(crate) fn lowest_counted(&self, partitions: Partitions) -> BTreeMap<PartitionId, Counter> {
+        let mut lowest = BTreeMap::new();
+        for queue in self.queues.values() {
+            let waiting = queue.counted.values().map(|object| (object, &queue.waiting[object].1));
+            let flying = queue.flying.iter().filter(|(_, owed)| owed.is_counted);
+            for (object, owed) in waiting.chain(flying) {
+                let known = lowest.entry(object.partition(partitions)).or_insert(owed.counter);
+                *known = owed.counter.min(*known);
+            }
+        }
+        lowest
+    }
+
+    /// There is a new document: what is owed to nodes that do not keep it any more is owed to those that do.
+    pub(crate) fn redirect<S: Store>(&mut self, local: &mut Local<S>) {
+        let Some(document) = local.document.clone() else { return };
+        let mut misdirected = Vec::new();
+        for (&target, queue) in &self.queues {
+            for object in queue.waiting.keys() {
+                let partition = object.partition(document.partitions);
+                let by_default = Owners::of(&document, object.keyspace(), partition, None);
+                if by_default.is_none_or(|owners| !owners.contains(target)) {
+                    misdirected.push((target, object.clone()));
+                }
+            }
+        }
+        for (target, object) in misdirected {
+            let partition = object.partition(document.partitions);
+            let copies = local.held(&object, partition).ok().flatten().map(|held| held.copies());
+            let keepers = |copies| Owners::keepers(&document, object.keyspace(), partition, copies);
+            let keepers = copies.and_then(keepers);
+            if keepers.as_ref().is_some_and(|keepers| !keepers.contains(target)) {
+                self.redirect_one(local, target, &object);
+            }
+        }
+    }
+
+    /// A target does not keep an object: what it was owed is owed to those that do.
+    fn redirect_one<S: Store>(&mut self, local: &mut Local<S>, target: NodeId, object: &ObjectKey) {
+        let Some(document) = local.document.clone() else { return };
+        let partition = object.partition(document.partitions);
+        let Ok(Some(held)) = local.held(object, partition) else { return };
+        let Some(keepers) = Owners::keepers(&document, object.keyspace(), partition, held.copies()) else {
+            return;
+        };
+        let Some(owed) = self.queues.get_mut(&target).and_then(|queue| queue.take(object)) else { return };
+        let here = local.node;
+        for keeper in keepers.nodes().filter(|keeper| *keeper != here) {
+            self.put(local, keeper, owed, object);
+            self.store(local, keeper, object.clone());
+        }
+        self.store(local, target, object.clone());
+    }
+
     /// To whom an object is owed.
     pub(crate) fn owed(&self, object: &ObjectKey) -> Vec<NodeId> {
         let owed = self.queues.iter().filter(|(_, queue)| queue.owes(object).is_some());
@@ -183,9 +245,10 @@ impl Hints {
 
     /// Takes over what operations have left, with this turn's batch.
     pub(crate) fn collect<S: Store>(&mut self, local: &mut Local<S>) {
-        for HintLeft { target, object, is_counted } in std::mem::take(&mut local.hints_left) {
+        for HintLeft { target, object, is_counted, counter } in std::mem::take(&mut local.hints_left) {
             local.counters.hints_left += 1;
-            let is_new = self.put(local, target, Owed { since: local.now.wall, is_counted }, &object);
+            let owed = Owed { since: local.now.wall, is_counted, counter };
+            let is_new = self.put(local, target, owed, &object);
             // Who counts on it waits for this turn's batch: it has to be in there.
             if is_counted {
                 self.store(local, target, object);
@@ -275,20 +338,28 @@ impl Hints {
 
     /// A replay ended.
     pub(crate) fn ended<S: Store>(&mut self, local: &mut Local<S>, hint: HintOperation) {
-        let HintOperation { target, object, owed, bytes, is_delivered, .. } = hint;
+        let HintOperation { target, object, owed, bytes, is_delivered, is_misdirected, .. } = hint;
         let queue = self.queues.entry(target).or_default();
         queue.flying.remove(&object);
         queue.flying_bytes -= bytes;
         queue.counted_flying -= usize::from(owed.is_counted);
         if is_delivered {
             local.counters.hints_replayed += 1;
-            self.save(local, target, object);
+            self.save(local, target, object.clone());
+            // What was left in this turn is not in its queue yet.
+            let is_left = local.hints_left.iter().any(|left| left.object == object);
+            if !is_left && self.owed(&object).is_empty() {
+                local.let_go_unkept(&object);
+            }
         } else if local.planted == Some(PlantedBug::HintDroppedWhenSent) {
             self.save(local, target, object);
         } else {
             queue.wait_until = local.now.monotonic + REPLAY_TIMEOUT;
             queue.granted = 0;
             self.put(local, target, owed, &object);
+            if is_misdirected {
+                self.redirect_one(local, target, &object);
+            }
         }
     }
 
@@ -333,6 +404,10 @@ impl Hints {
             None => owed,
         };
         let known = queue.waiting.get(object).map(|(_, owed)| *owed);
+        // One that is on its way and fails waits again with the lower.
+        let flying = queue.flying.get(object).filter(|flying| flying.is_counted);
+        let counter = flying.map_or(owed.counter, |flying| flying.counter.min(owed.counter));
+        let owed = Owed { counter, ..owed };
         if known.is_some_and(|known| known.is_counted || !owed.is_counted) {
             return false;
         }
@@ -478,8 +553,24 @@ impl HintOperation {
         let timer = local.now.monotonic + REPLAY_TIMEOUT + on_its_way;
         local.timers.insert((timer, operation));
         let (durability, path) = (Durability::Disk, MergePath::Hint);
-        local.send(target, Message::Merge { tag, object: object.clone(), record, durability, path });
-        Ok(Some(HintOperation { operation, target, object, owed, bytes, timer, is_delivered: false }))
+        // Of what it does not keep, too, if others count on it: its promise does not pass what it owes.
+        let under = if owed.is_counted {
+            local.under(partition)
+        } else {
+            local.under_of(&object, partition, &record)
+        };
+        local.send(target, Message::Merge { tag, object: object.clone(), record, under, durability, path });
+        let (is_delivered, is_misdirected) = (false, false);
+        Ok(Some(HintOperation {
+            operation,
+            target,
+            object,
+            owed,
+            bytes,
+            timer,
+            is_delivered,
+            is_misdirected,
+        }))
     }
 
     /// Its number.
@@ -494,7 +585,20 @@ impl HintOperation {
                 return Step::Continue;
             }
             let is_recorded = local.recorded_store(from) == Some(store);
-            self.is_delivered = is_recorded && matches!(outcome, MergeOutcome::Applied { .. });
+            // What comes late exchanges have brought, or will.
+            let is_taken = |outcome| {
+                let late = MergeOutcome::Refused(MergeRefusal::Late);
+                outcome == late || matches!(outcome, MergeOutcome::Applied { .. })
+            };
+            self.is_delivered = is_recorded && is_taken(outcome);
+            self.is_misdirected = is_recorded && outcome == MergeOutcome::Refused(MergeRefusal::NotOwner);
+            // It is at a watermark that this node has promised too: the hint goes again when this one has come up.
+            if let MergeOutcome::Refused(MergeRefusal::Behind { watermark }) = outcome
+                && is_recorded
+                && let Ok((partition, _)) = local.copy_of(&self.object)
+            {
+                local.raise_watermark(partition, watermark);
+            }
         }
         self.end(local)
     }

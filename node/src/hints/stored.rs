@@ -1,6 +1,6 @@
 //! Hints as they are stored: under their target and the name of their object, so that each is stored once.
 
-use antientropy::version::UnixMillis;
+use antientropy::version::{Counter, UnixMillis};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ring::NodeId;
 
@@ -13,7 +13,7 @@ use crate::{
 /// What all keys of hints begin with.
 const PREFIX: &[u8] = b"hint/";
 /// What a hint says takes so many bytes.
-const VALUE_BYTES: usize = 9;
+const VALUE_BYTES: usize = 17;
 
 /// Where a hint is stored: the prefix, its target (4 bytes, big-endian), and its object's encoded name.
 pub(super) fn key(target: NodeId, object: &ObjectKey) -> Bytes {
@@ -25,12 +25,13 @@ pub(super) fn key(target: NodeId, object: &ObjectKey) -> Bytes {
     key.freeze()
 }
 
-/// What is stored there: since when it waits, in milliseconds since 1970 (8 bytes, big-endian), and whether it is counted
-/// (1 byte, 0 or 1).
+/// What is stored there: since when it waits, in milliseconds since 1970 (8 bytes, big-endian), whether it is counted
+/// (1 byte, 0 or 1), and the counter that it was first left for (8 bytes, big-endian).
 pub(super) fn value(target: NodeId, object: &ObjectKey, owed: Owed) -> Bytes {
     let put = |out: &mut BytesMut| {
         out.put_u64(owed.since.0);
         out.put_u8(u8::from(owed.is_counted));
+        out.put_u64(owed.counter.0);
     };
     seal_stored(&key(target, object), put, VALUE_BYTES)
 }
@@ -51,8 +52,12 @@ fn decode(key: &Bytes, stored: &Bytes) -> Option<StoredHint> {
     // Its key says whom it is for and what it names. If its value cannot be read, it may be one that is data.
     let mut payload = open_stored(key, stored).ok().filter(|payload| payload.len() == VALUE_BYTES);
     let owed = match &mut payload {
-        Some(payload) => Owed { since: UnixMillis(payload.get_u64()), is_counted: payload.get_u8() != 0 },
-        None => Owed { since: UnixMillis(0), is_counted: true },
+        Some(payload) => Owed {
+            since: UnixMillis(payload.get_u64()),
+            is_counted: payload.get_u8() != 0,
+            counter: Counter(payload.get_u64()),
+        },
+        None => Owed { since: UnixMillis(0), is_counted: true, counter: Counter::ZERO },
     };
     let mut name = key.slice(PREFIX.len()..);
     let target = NodeId(name.try_get_u32().ok()?);
@@ -73,9 +78,13 @@ mod tests {
         let engine = MemoryEngine::new(StoreId(1));
         let object = |key: &[u8]| ObjectKey::new(KeyspaceId(7), key);
         let hints = [
-            (NodeId(1), Owed { since: UnixMillis(5), is_counted: true }, object(b"a")),
-            (NodeId(1), Owed { since: UnixMillis(3), is_counted: false }, object(b"b")),
-            (NodeId(u32::MAX), Owed { since: UnixMillis(u64::MAX), is_counted: true }, object(&[0xff; 40])),
+            (NodeId(1), Owed { since: UnixMillis(5), is_counted: true, counter: Counter(7) }, object(b"a")),
+            (NodeId(1), Owed { since: UnixMillis(3), is_counted: false, counter: Counter(8) }, object(b"b")),
+            (
+                NodeId(u32::MAX),
+                Owed { since: UnixMillis(u64::MAX), is_counted: true, counter: Counter::MAX },
+                object(&[0xff; 40]),
+            ),
         ];
         let mut changes: Vec<Change> = hints
             .iter()

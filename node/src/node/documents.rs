@@ -64,6 +64,16 @@ impl<S: Store> Node<S> {
                 self.recovered.marks.insert(partition, mark);
             }
         }
+        // With the document, so that no process believes a copy that lacks what it is to keep from now on.
+        if let Some(recorded) = recorded {
+            for partition in local.grown(&document) {
+                if let Some(gained) = local.copies.gained(partition) {
+                    let memory = local.copies.memory_mark(partition).map(|_| local.start);
+                    let mark = Mark { whole: false, store, recorded, gained, memory };
+                    local.replica.put_meta(mark.to_store(partition));
+                }
+            }
+        }
         local.when_synced(Some(sequence), Waiting::Document(document));
     }
 
@@ -83,11 +93,15 @@ impl<S: Store> Node<S> {
         let shares = local.shares(&document);
         let recovered = &self.recovered;
         let went_back = local.counters.store_went_back > 0;
+        let grown = local.grown(&document);
+        let went_back = went_back || !local.watermarks.is_complete();
         local.copies.adopt(shares.gains, |partition, gained| {
             let was_whole = |recorded: Epoch| recovered.was_whole(partition, (store, recorded), gained);
             is_first && !went_back && recorded.is_some_and(was_whole)
         });
         local.sharers = shares.sharers;
+        local.watermarks.follow(&local.sharers);
+        local.replica.prunable.keep(|partition| local.copies.gained(partition).is_some());
         local.replica.trees.follow(document.partitions, local.copies.partitions());
         local.peers.keep(|node| document.members.contains_key(&node));
         local.peers.add(document.members.keys().copied().filter(|node| *node != local.node));
@@ -103,7 +117,8 @@ impl<S: Store> Node<S> {
         for partition in partitions {
             // The exchanges that make a copy whole begin under a document that records its store: before, others may
             // have counted the acknowledgements of the store before it. A store that is not recorded has no copies.
-            if recorded != was_recorded && !is_first {
+            let keeps_more = grown.contains(&partition);
+            if (recorded != was_recorded || keeps_more) && !is_first {
                 local.fill(partition);
             }
             // What an earlier process wrote holds no longer: it may have acknowledged from memory, and this copy may
@@ -117,6 +132,7 @@ impl<S: Store> Node<S> {
                 local.to_fill.insert(partition, Duration::ZERO);
             }
         }
+        self.hints.redirect(local);
         self.exchanges.plan(local);
         local.lag.keep(|node| self.exchanges.is_with(node));
         // Everyone hears of the epoch in the header of the next greeting.

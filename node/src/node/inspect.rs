@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use antientropy::version::Counter;
 use bytes::Bytes;
 use client::{
     Version,
@@ -57,6 +58,25 @@ impl<S: Store> Node<S> {
     #[must_use]
     pub fn clock_drift_ms(&self) -> Option<i64> {
         self.local.peers.drift_ms(self.local.now)
+    }
+
+    /// How far behind the clock the lowest watermark of this node's copies is. Where there is none yet, as long as this
+    /// process has run.
+    #[must_use]
+    pub fn watermark_age(&self) -> Duration {
+        let local = &self.local;
+        match local.watermarks.lowest(local.copies.partitions()) {
+            Some(lowest) if lowest > Counter::ZERO => {
+                Duration::from_millis(local.now.wall.0.saturating_sub(lowest.millis().0))
+            }
+            Some(_) | None => local.now.monotonic,
+        }
+    }
+
+    /// How many records are known to wait for a watermark to leave less of them.
+    #[must_use]
+    pub fn prunable(&self) -> usize {
+        self.local.replica.prunable.len()
     }
 
     /// How far this node and each peer with which it shares something are in sync.

@@ -5,17 +5,20 @@ use std::{
     sync::Arc,
 };
 
-use antientropy::version::Record;
+use antientropy::version::{Counter, Record};
 use client::Refusal;
 use ring::{Durability, Epoch, NodeId, PartitionId};
 
 use super::{DOCUMENT_RETRY_AFTER, Node, requests::timeout};
 use crate::{
     coordinator::{Requester, forward::refusal},
+    exchange::PeerEnded,
     hints::Hints,
     local::{Acknowledgement, Event, Local},
     message::{Envelope, Header, MergeOutcome, MergePath, MergeRefusal, Message, ReadAnswer, Tag},
     peers::SEQUENCE_MAX,
+    planted::PlantedBug,
+    replica::PLAUSIBLE_MAX,
     storage::{ObjectKey, Sequence, Store},
     waiting::Waiting,
 };
@@ -45,25 +48,29 @@ impl<S: Store> Node<S> {
                 let greeted = self.local.peers.hello(from, header.start, header.store, &recovery);
                 self.local.peers.introduce(from, header.store, voter);
                 self.hear(&header);
-                self.local.send(
-                    from,
-                    Message::Welcome { start: header.start, went_back_from: greeted.went_back_from },
-                );
+                let (start, went_back_from) = (header.start, greeted.went_back_from);
+                let floor = self.local.watermarks.known_floor();
+                self.local.send(from, Message::Welcome { start, went_back_from, floor });
                 if greeted.restarted {
                     self.local.to_compare.insert(from);
                     self.founder_restarted(from);
                     self.greet();
                 }
             }
-            Message::Welcome { start, went_back_from } if start == self.local.start => {
+            Message::Welcome { start, went_back_from, floor } if start == self.local.start => {
                 // It answers this process, so its verdict counts, whether or not the peer has said hello here.
                 match went_back_from {
                     // Nobody has seen a store come so far, and there is no number after it to go on from.
                     Some(sequence) if sequence >= SEQUENCE_MAX => {
                         self.local.counters.messages_ignored += 1;
                     }
-                    Some(sequence) => self.went_back(sequence),
+                    Some(sequence) => self.went_back(Some(sequence)),
                     None => {}
+                }
+                // This store may have forgotten what it promised. Others have not.
+                if floor < PLAUSIBLE_MAX && self.local.planted != Some(PlantedBug::MintBelowPromise) {
+                    self.local.watermarks.learn_floor(floor);
+                    self.local.replica.clock().begin_above(floor);
                 }
                 if self.local.peers.is_known(from, header.start) {
                     self.hear(&header);
@@ -102,7 +109,7 @@ impl<S: Store> Node<S> {
     /// Learns what every message tells: that its sender lives, how far its store is synced, and what time it is there.
     pub(super) fn hear(&mut self, header: &Header) {
         let local = &mut self.local;
-        local.peers.heard(local.now, header.from, header.store, header.synced, header.wall);
+        local.peers.heard(local.now, header.from, header.store, header.synced, (header.wall, header.clock));
         local.peers.reached(header.from, header.epoch);
         let drift_max_ms = u64::try_from(local.settings.clock_drift_max.as_millis()).unwrap_or(u64::MAX);
         let wall = local.now.wall;
@@ -134,13 +141,13 @@ impl<S: Store> Node<S> {
                 let outcome = MergeOutcome::Refused(MergeRefusal::StaleEpoch);
                 local.send(from, Message::Merged { tag, outcome });
             }
-            Message::Merge { tag, object, record, durability, path } => {
+            Message::Merge { tag, object, record, under, durability, path } => {
                 let merged = |outcome| Message::Merged { tag, outcome };
                 let result = match path {
                     MergePath::StandIn { target } => {
-                        stand_in(local, &self.hints, target, &object, &record, durability)
+                        stand_in(local, &self.hints, target, &object, (&record, under), durability)
                     }
-                    _ => local.merge(&object, &record, durability, path),
+                    _ => local.merge(&object, &record, under, durability, path),
                 };
                 match result {
                     Err(refusal) => local.send(from, merged(MergeOutcome::Refused(refusal))),
@@ -159,7 +166,9 @@ impl<S: Store> Node<S> {
                 local.when_synced(after, Waiting::Message { to: from, message });
             }
             Message::Exchange { tag, .. } if is_stale => local.send(from, Message::Declined { tag }),
-            Message::Exchange { tag, question } => self.exchanges.answer(local, from, tag, question),
+            Message::Exchange { tag, standing, question } => {
+                self.exchanges.answer(local, from, header.store, tag, (standing, question));
+            }
             Message::Forwarded { tag, reply } => self.event(tag, Event::Forwarded { reply }),
             Message::Merged { tag, outcome } => {
                 self.event(tag, Event::Merged { from, store: header.store, outcome });
@@ -168,13 +177,14 @@ impl<S: Store> Node<S> {
                 self.event(tag, Event::Answered { from, store: header.store, answer });
             }
             Message::ExchangeAnswer { tag, answer } => {
+                let answer = Box::new(answer);
                 self.event(tag, Event::ExchangeAnswered { store: header.store, answer });
             }
             // Under an older document something else may be to be kept.
             Message::ExchangeEnded { .. } if is_stale => {}
-            Message::ExchangeEnded { is_complete, begun, differed } => {
-                let in_sync = is_complete.then_some((begun, differed));
-                self.exchanges.peer_ended(local, from, header.store, in_sync);
+            Message::ExchangeEnded { exchange, is_complete, left_out, begun, differed } => {
+                let ended = PeerEnded { exchange, is_complete, left_out, begun, differed };
+                self.exchanges.peer_ended(local, from, header.store, ended);
             }
             Message::Declined { tag } => self.event(tag, Event::Declined),
             Message::HintOffer { waiting } => {
@@ -208,14 +218,17 @@ impl<S: Store> Node<S> {
     }
 
     /// A peer had seen this store come further than it recovered to: the store went back in time, something that was
-    /// acknowledged is lost, and nothing here can be believed.
-    fn went_back(&mut self, from: Sequence) {
+    /// acknowledged is lost, and nothing here can be believed. (Or it has promised what it does not know of: then nobody
+    /// says how far it had come.)
+    pub(super) fn went_back(&mut self, from: Option<Sequence>) {
         let local = &mut self.local;
-        local.replica.skip_through(from);
+        if let Some(from) = from {
+            local.replica.skip_through(from);
+        }
         // What is said again, by the same peer or by others, is about the same loss.
         if local.counters.store_went_back == 0 {
             local.counters.store_went_back = 1;
-            self.went_back_from = Some(from);
+            self.went_back_from = from;
             let partitions: Vec<PartitionId> = local.copies.partitions().collect();
             for partition in partitions {
                 local.fill(partition);
@@ -249,7 +262,7 @@ fn stand_in<S: Store>(
     hints: &Hints,
     target: NodeId,
     object: &ObjectKey,
-    record: &Arc<Record>,
+    (record, under): (&Arc<Record>, Counter),
     durability: Durability,
 ) -> Result<Acknowledgement, MergeRefusal> {
     let is_member = local.document.as_ref().is_some_and(|document| document.members.contains_key(&target));
@@ -266,7 +279,7 @@ fn stand_in<S: Store>(
         local.counters.stand_ins_refused += 1;
         return Err(refusal);
     }
-    local.stand_in(target, object, record, durability)
+    local.stand_in(target, object, record, under, durability)
 }
 
 /// The forwards that were taken lately. One that comes twice is taken once: the second could be refused while the

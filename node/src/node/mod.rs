@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use antientropy::version::Counter;
 use client::hedge::HedgeBudget;
 use messages::RecentForwards;
 use rand_chacha::ChaCha8Rng;
@@ -47,6 +48,7 @@ use crate::{
     settings::Settings,
     storage::{ObjectKey, ReadError, Sequence, Store},
     waiting::{Waiting, WaitingRoom},
+    watermarks::Watermarks,
 };
 
 /// How long to wait before a document is asked for again.
@@ -180,7 +182,12 @@ impl<S: Store> Node<S> {
         let formation = identity.formation.filter(|_| recovered.document.is_none());
         let forming = formation.and_then(|formation| Forming::new(identity.node, formation));
         let is_new_store = store.recovered() == Sequence(0) && recovered.marks.is_empty();
-        let replica = Replica::new(store, &settings, planted);
+        let watermarks = Watermarks::open(&store);
+        let mut replica = Replica::new(store, &settings, planted);
+        // Whatever earlier processes of this store said that they would not date, this one does not.
+        if planted != Some(PlantedBug::MintBelowPromise) {
+            replica.clock().begin_above(watermarks.floor());
+        }
         let local = Local {
             node: identity.node,
             start,
@@ -188,7 +195,7 @@ impl<S: Store> Node<S> {
             planted,
             now,
             replica,
-            copies: Copies::new(),
+            copies: Copies::new(rng.next_u64()),
             peers,
             document: None,
             digest: None,
@@ -200,8 +207,11 @@ impl<S: Store> Node<S> {
             waiting: WaitingRoom::new(),
             timers: BTreeSet::new(),
             to_fill: BTreeMap::new(),
+            to_exchange: BTreeSet::new(),
             to_compare: BTreeSet::new(),
             lag: Lag::default(),
+            watermarks,
+            has_forgotten: false,
             hints_left: Vec::new(),
             numbers: Numbers::new(rng.next_u64()),
             hedges: HedgeBudget::new(HEDGES_MAX),
@@ -303,7 +313,7 @@ impl<S: Store> Node<S> {
     pub fn handle_background(&mut self, now: Now) {
         self.set_now(now);
         self.is_turn_open = true;
-        if !self.local.is_stopping {
+        if !self.local.is_stopping && !self.local.prune_some() {
             self.local.build_trees();
         }
     }
@@ -324,6 +334,7 @@ impl<S: Store> Node<S> {
             self.local.replica.put_meta(self.local.peers.to_store());
         }
         self.membership.handle_timeout(now.monotonic);
+        self.tend_watermarks();
         // A store that could not be read when the process began may be readable by now.
         let _ = self.local.voter();
         if let Some((node, epoch)) = self.newer_epoch.filter(|_| !self.local.is_stopping) {
@@ -331,6 +342,22 @@ impl<S: Store> Node<S> {
         }
         self.greet();
         self.deliver_events();
+    }
+
+    /// Raises the floor and makes promises, if it is time.
+    fn tend_watermarks(&mut self) {
+        if self.local.is_stopping {
+            return;
+        }
+        let operations = &self.operations;
+        let under_way = || {
+            let writes = operations.iter().filter_map(|(_, operation)| match operation {
+                Operation::Write(write) => Some(write.dot().counter),
+                _ => None,
+            });
+            writes.min()
+        };
+        self.local.tend_watermarks(&self.hints, under_way);
     }
 
     /// What is to be done next. The first call after inputs ends the turn: it seals their changes into one batch.
@@ -351,7 +378,12 @@ impl<S: Store> Node<S> {
     /// When [`Node::handle_background`] is to be called.
     #[must_use]
     pub fn poll_background(&self) -> Option<Duration> {
-        self.local.replica.trees.next_due().filter(|_| !self.local.is_stopping)
+        let due = if self.local.has_prunable() {
+            Some(Duration::ZERO)
+        } else {
+            self.local.replica.trees.next_due()
+        };
+        due.filter(|_| !self.local.is_stopping)
     }
 
     /// When [`Node::handle_due`] is to be called, and why.
@@ -368,6 +400,7 @@ impl<S: Store> Node<S> {
             self.local.peers.next_due(settings).map(|at| (at, Wake::Peers)),
             document.map(|_| (ask_at, Wake::Peers)),
             self.probe_at.map(|at| (at, Wake::Storage)),
+            background.map(|_| (self.local.watermarks.next_due(), Wake::Watermarks)),
             self.membership.next_due().map(|at| (at, Wake::Membership)),
             background.and_then(|(exchanges, _)| exchanges.next_due(settings)).map(|at| (at, Wake::Exchange)),
             background.and_then(|(_, hints)| hints.next_due(&self.local)).map(|at| (at, Wake::Hints)),
@@ -392,6 +425,9 @@ impl<S: Store> Node<S> {
             }
         }
         self.deliver_events();
+        if std::mem::take(&mut self.local.has_forgotten) {
+            self.went_back(None);
+        }
         self.hints.collect(&mut self.local);
         self.mark_stop();
         let local = &mut self.local;
@@ -399,6 +435,10 @@ impl<S: Store> Node<S> {
             && let Some(renewed) = local.votes.take_unsaved()
         {
             renewed.into_iter().for_each(|(key, value)| local.replica.change_meta(key, value));
+        }
+        if local.replica.has_changes() || !local.replica.is_refusing() {
+            let facts = local.watermarks.take_unsaved(local.replica.turn_sequence());
+            facts.into_iter().for_each(|fact| _ = local.replica.put_meta(fact));
         }
         if local.replica.has_changes() {
             for partition in std::mem::take(&mut self.marks_lost) {
@@ -530,6 +570,7 @@ impl<S: Store> Node<S> {
         self.local.replica.committed(sequence);
         self.local.admission.came_back(self.local.now.monotonic, sequence);
         self.hints.committed(sequence);
+        self.local.watermarks_committed(sequence, &self.hints);
         self.probe_at = None;
         self.local.peers.saved();
         if matches!(self.stopped, Stopped::Marking(marking) if marking <= sequence) {
@@ -559,6 +600,7 @@ impl<S: Store> Node<S> {
         let unmarked = local.copies.commit_failed(sequence);
         local.to_fill.extend(unmarked.into_iter().map(|partition| (partition, RETRY_AFTER)));
         local.peers.save_failed();
+        local.watermarks.commit_failed(sequence);
         local.votes.save_failed();
         if self.stopped == Stopped::Marking(sequence) {
             self.stopped = Stopped::No;
@@ -645,6 +687,12 @@ impl<S: Store> Node<S> {
     #[must_use]
     pub fn copy_is_whole(&self, partition: PartitionId) -> bool {
         self.local.copies.is_whole(partition)
+    }
+
+    /// The watermark of a partition: what is superfluous there is dropped.
+    #[must_use]
+    pub fn watermark(&self, partition: PartitionId) -> Counter {
+        self.local.watermarks.of(partition)
     }
 
     /// How many copies this node holds, and how many of them are whole.

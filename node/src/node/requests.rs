@@ -61,6 +61,9 @@ impl<S: Store> Node<S> {
                 return self.forward(requester, request, located, deadline, may_forward);
             }
         }
+        if !matches!(request, Request::Get(_)) && !self.local.may_mint(located.partition) {
+            return Err(Refusal::NotReady);
+        }
         match request {
             Request::Put(put) => {
                 let plan = WritePlan { in_place_of, ..admit::plan_put(&self.local, located, put)? };

@@ -510,6 +510,8 @@ impl Driver {
             hints: parts.node.hints_pending(),
             in_sync: parts.node.in_sync().collect(),
             convergence_lag: parts.node.convergence_lag(),
+            watermark_age: parts.node.watermark_age(),
+            prunable: parts.node.prunable(),
             trees: parts.node.trees(),
             exchange_share: self.pace.share(),
             hints_are_partly_unread: parts.node.hints_are_partly_unread(),

@@ -119,6 +119,9 @@ pub(crate) struct Snapshot {
     pub(crate) hints: Vec<HintsPending>,
     pub(crate) in_sync: Vec<PeerSync>,
     pub(crate) convergence_lag: Duration,
+    pub(crate) watermark_age: Duration,
+    /// Records that wait for a watermark.
+    pub(crate) prunable: usize,
     /// Partitions that have trees, that are to have them, and bytes that they take.
     pub(crate) trees: (usize, usize, usize),
     pub(crate) exchange_share: f64,
@@ -371,7 +374,41 @@ fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
     let labelled = |name: &'static str, values: &[(&str, u64)]| -> Vec<(Labels, u64)> {
         values.iter().map(|(value, count)| (vec![(name, (*value).to_owned())], *count)).collect()
     };
+    let behind = ["write", "stand_in", "read_repair", "hint", "anti_entropy", "movement"];
+    let behind: Vec<(&str, u64)> = behind.into_iter().zip(counters.merges_behind).collect();
     out.extend([
+        counter(
+            "quorate_tombstones_dropped_total",
+            "Tombstones, and records with nothing but expired values, that were dropped because all copies had promised to \
+             know of them.",
+            [(vec![], counters.tombstones_dropped)],
+        ),
+        counter(
+            "quorate_contexts_pruned_total",
+            "Records of which superfluous context entries or expired values were dropped.",
+            [(vec![], counters.contexts_pruned)],
+        ),
+        counter(
+            "quorate_merges_behind_total",
+            "Merges that were refused, by the way they came, because they named a write below the watermark of which this \
+             node knows nothing: blocked resurrections.",
+            labelled("path", &behind),
+        ),
+        counter(
+            "quorate_merges_late_total",
+            "Merges that were refused because all that they brought was over long since: exchanges bring what is true of it.",
+            [(vec![], counters.merges_late)],
+        ),
+        counter(
+            "quorate_values_quarantined_total",
+            "Records of which a filling copy dropped values that a whole one knows to be dead.",
+            [(vec![], counters.values_quarantined)],
+        ),
+        counter(
+            "quorate_unions_total",
+            "Copies that became whole by the union of what others held, none of which was whole.",
+            [(vec![], counters.unions)],
+        ),
         counter(
             "quorate_repair_objects_total",
             "Records that a merge has changed at this replica, by the way they came.",
@@ -491,6 +528,18 @@ fn gather_peers(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
             "quorate_convergence_lag_seconds",
             "How old the oldest write is that this node knows not to be on all its replicas; 0 if there is none.",
             [(vec![], snapshot.convergence_lag.as_secs_f64())],
+        ),
+        gauge(
+            "quorate_watermark_age_seconds",
+            "How far behind its clock this node knows all copies of everything that it has copies of to be settled, at the \
+             worst of them: tombstones and superfluous contexts that are younger are kept.",
+            [(vec![], snapshot.watermark_age.as_secs_f64())],
+        ),
+        gauge(
+            "quorate_prunable_records",
+            "Tombstones, and records with superfluous contexts or expired values, that wait for the watermark; of more than \
+             are remembered, the rest is found by scans.",
+            [(vec![], number(snapshot.prunable))],
         ),
         gauge(
             "quorate_hints_pending",

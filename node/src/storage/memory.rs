@@ -35,6 +35,7 @@ use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Batch, Change, ReadError, Sequence, Store, Table};
+use crate::watermarks::is_progress;
 
 /// Log bytes after which the log is folded into the checkpoint: few enough to replay at once, many enough that a
 /// simulated run damages a log that has something in it.
@@ -143,6 +144,13 @@ impl MemoryEngine {
     #[must_use]
     pub fn pending(&self) -> usize {
         self.disk.borrow().queue.len()
+    }
+
+    /// Whether one of them changes records, or more of what the node remembers than how far it has come.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        let is_routine = |change: &Change| change.table == Table::Meta && is_progress(&change.key);
+        !self.disk.borrow().queue.iter().flat_map(|batch| &batch.changes).all(is_routine)
     }
 
     /// Applies and syncs the oldest waiting batch, and names it.

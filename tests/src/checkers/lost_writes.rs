@@ -2,10 +2,11 @@
 //!
 //! An acknowledged value is on every one of its replicas at the end, or a write that may have happened carried a
 //! context that was shown with it. In a last-write-wins keyspace the version at the end is at least as high as every
-//! acknowledged one. A value with an expiry is left out: once it has ended, contexts cover it that were shown
+//! acknowledged one, or nothing is left of a delete or of a value that has ended. A value with an expiry is left out: once it has ended, contexts cover it that were shown
 //! without it. Excused are versions that faults destroyed everywhere ([`History::lost_by_fault`]), and nothing else.
 
 use antientropy::version::{Record, UnixMillis};
+use client::Version;
 use ring::NodeId;
 
 use crate::{
@@ -27,7 +28,10 @@ pub(crate) fn check(history: &History) -> Vec<String> {
                 // What a delete did shows in what it deleted: see the checker of resurrections.
                 (true, WriteKind::Delete) => true,
                 (true, WriteKind::Put) => record.is_some_and(|record| has_value(record, id)),
-                (false, _) => record.is_some_and(|record| record.covers(dot(version))),
+                (false, _) => match record {
+                    Some(record) => record.covers(dot(version)),
+                    None => may_be_forgotten(history, id, version),
+                },
             };
             let keepers = &history.keepers[write.key.0];
             let lacks = |node: &&NodeId| !survives(finals.get(node).and_then(Option::as_ref));
@@ -47,6 +51,23 @@ pub(crate) fn check(history: &History) -> Vec<String> {
         }
     }
     lost
+}
+
+/// Whether a version of a key in which the last write wins may be gone without a trace: it, or one above it, was a delete or
+/// has ended, and everybody knew.
+fn may_be_forgotten(history: &History, id: WriteId, version: Version) -> bool {
+    let key = history.writes[id.0].key;
+    history.writes.iter().enumerate().any(|(index, write)| {
+        let is_above = || {
+            let known = write.acknowledged().and_then(|(_, by)| by.version);
+            // Of one that is in doubt nobody knows the version.
+            known.is_none_or(|known| dot(known) >= dot(version))
+        };
+        write.key == key
+            && (write.kind == WriteKind::Delete || write.expires_ms.is_some())
+            && write.may_have_happened()
+            && (index == id.0 || is_above())
+    })
 }
 
 /// Whether a record holds the value of a write.

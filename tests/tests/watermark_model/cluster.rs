@@ -210,10 +210,12 @@ impl Cluster {
         self.document(node).keeps(node, self.copies[key])
     }
 
-    /// Under which watermark this node speaks: its copy's, if that is whole.
+    /// Up to where this node speaks for its partition, if its copy is whole: it has promised that it lacks nothing up to there,
+    /// and forgotten only what is dead.
     pub(crate) fn under(&self, node: usize) -> Counter {
         let is_believed = self.is_whole(node) || self.has(Mistake::FillingBelieved);
-        if is_believed { self.nodes[node].held.watermark } else { 0 }
+        let Disk { watermark, promise, .. } = self.nodes[node].held;
+        if is_believed { watermark.max(promise) } else { 0 }
     }
 
     /// The clock as it stands; every counter that is minted later is above it.

@@ -88,7 +88,10 @@ impl Cluster {
         }
         let is_forgotten = self.nodes[node].held.promise < watermark && self.nodes[node].held.is_whole;
         if is_forgotten && !self.has(Mistake::BackwardsUnnoticed) {
-            if self.nodes[node].losses == 0 {
+            // Where all that knew of a watermark were lost or removed, one that comes back with it alarms the others for
+            // nothing: history 400208491.
+            let is_remembered = self.document(node).copies().all(|copy| self.nodes[copy].losses == 0);
+            if is_remembered {
                 self.violated(|| format!("n{node} is taken for one that went back, and did not"));
             }
             self.counts.went_back += 1;
@@ -415,6 +418,11 @@ impl Cluster {
 
     pub(crate) fn promise(&mut self, node: usize) {
         if !self.is_whole(node) {
+            return;
+        }
+        // What it holds in place of others is complete up to here, and not further.
+        if self.nodes[node].held.hints.iter().any(|hint| hint.is_counted) && !self.has(Mistake::HintsIgnored)
+        {
             return;
         }
         let Some(process) = self.process(node) else { return };
