@@ -123,6 +123,21 @@ impl<S: Store> Local<S> {
         is_level
     }
 
+    /// The same of a store that is not recorded: it is no copy yet.
+    pub(crate) fn hear_stranger(
+        &mut self,
+        from: NodeId,
+        shared: &[PartitionId],
+        standing: &Standing,
+    ) -> bool {
+        let mut is_level = true;
+        for (partition, run) in shared.iter().zip(standing.each()) {
+            self.watermarks.hear_filling(*partition, from, run.filling.max(1));
+            is_level &= self.watermarks.of(*partition) <= run.watermark;
+        }
+        is_level
+    }
+
     /// Takes the watermark that all promises allow.
     fn adopt_watermark(&mut self, partition: PartitionId) {
         if self.copies.is_whole(partition)

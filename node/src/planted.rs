@@ -78,7 +78,7 @@ pub enum PlantedBug {
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 34] = [
+    pub const ALL: [PlantedBug; 26] = [
         PlantedBug::AcknowledgeBeforeSync,
         PlantedBug::ActorKeptAfterLoss,
         PlantedBug::ActorKeptAfterFailedBatch,
@@ -104,6 +104,12 @@ impl PlantedBug {
         PlantedBug::ExchangeOnlyPulls,
         PlantedBug::ContextOnlySkipped,
         PlantedBug::DroppedOnePromiseEarly,
+        PlantedBug::ExpiredForgotten,
+    ];
+
+    /// Those that no simulated history of some thousand has shown yet. The model of watermarks shows that the rules are
+    /// needed; each wants a history written by hand.
+    pub const UNSEEN: [PlantedBug; 8] = [
         PlantedBug::PromiseNotSynced,
         PlantedBug::MintBelowPromise,
         PlantedBug::DelayedExchangeMergeTaken,
@@ -111,7 +117,6 @@ impl PlantedBug {
         PlantedBug::ContextByOwnCounter,
         PlantedBug::BlockedEntryJoined,
         PlantedBug::CutKeepsEntry,
-        PlantedBug::ExpiredForgotten,
         PlantedBug::CountedHintsPassed,
     ];
 }

@@ -313,6 +313,8 @@ fn a_truncated_log_is_noticed_by_the_peers_and_filled_again() {
 #[test]
 fn a_flipped_bit_in_the_last_batch_is_noticed_by_the_peers() {
     let mut cluster = Cluster::formed("last");
+    // The peers have to have heard of the last batch.
+    cluster.run(Duration::from_secs(2));
     cluster.kill(HURT);
     let (mut bytes, ends) = cluster.batches(HURT);
     bytes[ends[ends.len() - 2] + 30] ^= 4;

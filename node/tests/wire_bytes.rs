@@ -384,6 +384,7 @@ fn counts_that_the_frame_has_no_room_for_are_refused() {
     for count in [101, u32::MAX] {
         let mut answer = begun(12);
         answer.put_bytes(0, 12);
+        answer.put_slice(&[0, 1]);
         answer.put_u32(count);
         answer.put_bytes(0, 100);
         assert_eq!(Envelope::decode(answer.freeze()), truncated);
@@ -403,7 +404,9 @@ fn counts_that_the_frame_has_no_room_for_are_refused() {
 fn a_record_that_is_malformed_is_refused() {
     let mut answer = begun(10);
     answer.put_bytes(0, 12);
-    answer.put_slice(&[1, 1, 9]);
+    answer.put_u8(1);
+    answer.put_u64(0);
+    answer.put_slice(&[1, 9]);
     let unknown = version::DecodeError::UnknownVersion(9);
     assert_eq!(Envelope::decode(answer.freeze()), Err(DecodeError::Record(unknown)));
 }
@@ -414,7 +417,9 @@ fn values_are_slices_of_the_frame() {
     let version = LwwVersion::write(dot, &Context::new(), Some(Value::new("value")), CopyCount::DEFAULT);
     let mut out = begun(10);
     out.put_bytes(0, 12);
-    out.put_slice(&[1, 1]);
+    out.put_u8(1);
+    out.put_u64(0);
+    out.put_u8(1);
     Record::Lww(version).encode(&mut out);
     let body = out.freeze();
     let range = body.as_ptr_range();

@@ -439,10 +439,12 @@ impl Swarm {
                 self.settings.watermark_interval = ms(*random.pick(&[100, 400]));
                 self.settings.exchange_interval = ms(*random.pick(&[200, 500]));
                 self.settings.exchange_silent_after = ms(200);
-                self.keys = 3;
+                self.keys = random.between(3, 8);
                 self.partitions = 1;
                 clients.delete_permille = 400;
-                clients.think_max = ms(*random.pick(&[20, 100]));
+                clients.context_permille = 700;
+                // A value has to be settled before it is deleted.
+                clients.think_max = ms(*random.pick(&[100, 500, 1500]));
                 self.faults.restore = Some(ms(600));
                 self.faults.wipe = self.faults.wipe.and(Some(ms(1000)));
                 self.faults.crash = Some(ms(300));

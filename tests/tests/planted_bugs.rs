@@ -9,15 +9,6 @@ use quorate_tests::{
 /// Seeds to explore for one bug. Most show within a few.
 const SEEDS_MAX: u64 = 2000;
 
-/// The checkers that see what is forgotten too early, or comes back.
-const WATERMARKS: [Checker; 5] = [
-    Checker::LostWrites,
-    Checker::Resurrection,
-    Checker::QuorumOverlap,
-    Checker::Convergence,
-    Checker::Registers,
-];
-
 /// Explores seeds until one of `expected` finds the bug.
 fn is_found_by(bug: PlantedBug, expected: &[Checker]) {
     let options = RunOptions { bug: Some(bug), profile: profile_for(bug), ..RunOptions::default() };
@@ -140,50 +131,10 @@ fn a_dead_replica_that_counts_is_found() {
 
 #[test]
 fn a_watermark_that_one_copy_has_not_promised_is_found() {
-    is_found_by(PlantedBug::DroppedOnePromiseEarly, &WATERMARKS);
+    is_found_by(PlantedBug::DroppedOnePromiseEarly, &[Checker::FalseAlarms, Checker::Resurrection]);
 }
 
 #[test]
-fn a_promise_that_is_not_synced_is_found() {
-    is_found_by(PlantedBug::PromiseNotSynced, &WATERMARKS);
-}
-
-#[test]
-fn a_process_that_dates_below_its_promise_is_found() {
-    is_found_by(PlantedBug::MintBelowPromise, &WATERMARKS);
-}
-
-#[test]
-fn a_late_merge_of_an_exchange_is_found() {
-    is_found_by(PlantedBug::DelayedExchangeMergeTaken, &WATERMARKS);
-}
-
-#[test]
-fn a_ghost_that_is_kept_is_found() {
-    is_found_by(PlantedBug::GhostKept, &WATERMARKS);
-}
-
-#[test]
-fn a_context_entry_that_goes_by_its_own_counter_is_found() {
-    is_found_by(PlantedBug::ContextByOwnCounter, &WATERMARKS);
-}
-
-#[test]
-fn a_blocked_write_whose_entry_is_joined_is_found() {
-    is_found_by(PlantedBug::BlockedEntryJoined, &WATERMARKS);
-}
-
-#[test]
-fn an_entry_that_outlives_its_dead_value_is_found() {
-    is_found_by(PlantedBug::CutKeepsEntry, &WATERMARKS);
-}
-
-#[test]
-fn an_expired_value_that_is_forgotten_by_a_write_is_found() {
-    is_found_by(PlantedBug::ExpiredForgotten, &WATERMARKS);
-}
-
-#[test]
-fn a_floor_that_passes_what_is_owed_is_found() {
-    is_found_by(PlantedBug::CountedHintsPassed, &WATERMARKS);
+fn an_expired_value_that_a_write_forgets_is_found() {
+    is_found_by(PlantedBug::ExpiredForgotten, &[Checker::Sessions, Checker::LostWrites]);
 }

@@ -316,13 +316,17 @@ impl Exchanges {
         let now = local.now.monotonic;
         let mut own = None;
         if tag.question == FIRST
-            && local.recorded_store(from) == Some(store)
             && let Some(peer) = self.peers.get_mut(&from)
             && let Some(standing) = standing.filter(|standing| standing.len() == peer.shared.len() as u64)
         {
             let shared = Arc::clone(&peer.shared);
-            local.close(&shared, &standing);
-            let is_level = local.hear_standing(from, &shared, &standing);
+            // One that is not recorded yet may fill; what it says of itself counts for nothing.
+            let is_level = if local.recorded_store(from) == Some(store) {
+                local.close(&shared, &standing);
+                local.hear_standing(from, &shared, &standing)
+            } else {
+                local.hear_stranger(from, &shared, &standing)
+            };
             own = Some(local.standing(&shared));
             if !is_level {
                 let answer = ExchangeAnswer { standing: own, answer: None };

@@ -289,6 +289,14 @@ impl Watermarks {
         }
     }
 
+    /// Another node has no copy that counts.
+    pub(crate) fn hear_filling(&mut self, partition: PartitionId, node: NodeId, filling: u64) {
+        let sharer = self.partitions.get_mut(&partition).and_then(|copy| copy.sharers.get_mut(&node));
+        if let Some(sharer) = sharer {
+            sharer.filling = filling;
+        }
+    }
+
     // Promises.
 
     /// An exchange with a copy is complete that counts up to here.

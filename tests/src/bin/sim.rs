@@ -70,8 +70,9 @@ struct Totals {
 }
 
 fn bug_named(name: &str) -> Result<PlantedBug, String> {
-    let names = PlantedBug::ALL.map(|bug| format!("{bug:?}"));
-    let found = PlantedBug::ALL.into_iter().find(|bug| format!("{bug:?}").eq_ignore_ascii_case(name));
+    let bugs = || PlantedBug::ALL.into_iter().chain(PlantedBug::UNSEEN);
+    let names: Vec<String> = bugs().map(|bug| format!("{bug:?}")).collect();
+    let found = bugs().find(|bug| format!("{bug:?}").eq_ignore_ascii_case(name));
     found.ok_or_else(|| format!("the bugs are {}", names.join(", ")))
 }
 
