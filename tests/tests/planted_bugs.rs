@@ -136,5 +136,6 @@ fn a_watermark_that_one_copy_has_not_promised_is_found() {
 
 #[test]
 fn an_expired_value_that_a_write_forgets_is_found() {
-    is_found_by(PlantedBug::ExpiredForgotten, &[Checker::Sessions, Checker::LostWrites]);
+    let expected = [Checker::Sessions, Checker::LostWrites, Checker::Resurrection];
+    is_found_by(PlantedBug::ExpiredForgotten, &expected);
 }
