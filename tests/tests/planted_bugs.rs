@@ -133,9 +133,3 @@ fn a_dead_replica_that_counts_is_found() {
 fn a_watermark_that_one_copy_has_not_promised_is_found() {
     is_found_by(PlantedBug::DroppedOnePromiseEarly, &[Checker::FalseAlarms, Checker::Resurrection]);
 }
-
-#[test]
-fn an_expired_value_that_a_write_forgets_is_found() {
-    let expected = [Checker::Sessions, Checker::LostWrites, Checker::Resurrection];
-    is_found_by(PlantedBug::ExpiredForgotten, &expected);
-}
