@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use antientropy::version::{Counter, Pruned, Record, UnixMillis, VersionDigest};
+use antientropy::version::{CopyCount, Counter, Pruned, Record, UnixMillis, VersionDigest};
 use node::{
     Input,
     storage::{read_document, read_record},
@@ -211,8 +211,9 @@ impl World {
         let keyspace = &self.history.key(key).keyspace;
         let partition = self.history.key(key).partition;
         let records = (0..self.hosts.len()).filter_map(|host| self.durable_record(host, key));
-        let copies =
-            records.map(|record: Record| record.copies()).reduce(|a, b| a.join(b)).unwrap_or_default();
+        // Where nobody holds anything somebody may have to: all of it may have been forgotten, or lost.
+        let copies = records.map(|record: Record| record.copies()).reduce(CopyCount::join);
+        let copies = copies.unwrap_or(CopyCount::DEFAULT);
         let in_datacenter = |(&datacenter, &own): (&ring::DatacenterId, &u8)| {
             let count = usize::from(copies.in_datacenter(own));
             self.document.preference_list(datacenter, partition).iter().take(count).map(|owner| owner.node)

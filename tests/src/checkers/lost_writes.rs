@@ -11,7 +11,7 @@ use ring::NodeId;
 
 use crate::{
     clients::decode_value,
-    history::{Ending, History, WriteId, WriteKind, dot},
+    history::{Attempt, Ending, History, Outcome, WriteId, WriteKind, dot},
     schedule::Moment,
 };
 
@@ -58,15 +58,15 @@ pub(crate) fn check(history: &History) -> Vec<String> {
 fn may_be_forgotten(history: &History, id: WriteId, version: Version) -> bool {
     let key = history.writes[id.0].key;
     history.writes.iter().enumerate().any(|(index, write)| {
-        let is_above = || {
-            let known = write.acknowledged().and_then(|(_, by)| by.version);
-            // Of one that is in doubt nobody knows the version.
-            known.is_none_or(|known| dot(known) >= dot(version))
+        let is_above = |attempt: &Attempt| match &attempt.outcome {
+            Outcome::Acknowledged(by) => by.version.is_some_and(|known| dot(known) >= dot(version)),
+            Outcome::Refused => false,
+            // Of one that is in doubt nobody knows the version, also where another attempt of it was acknowledged.
+            Outcome::Pending | Outcome::InDoubt => true,
         };
         write.key == key
             && (write.kind == WriteKind::Delete || write.expires_ms.is_some())
-            && write.may_have_happened()
-            && (index == id.0 || is_above())
+            && (index == id.0 || write.attempts.iter().any(is_above))
     })
 }
 
@@ -128,6 +128,23 @@ mod tests {
         assert!(check(&story.history).is_empty());
         story.ends_with(&[&[a], &[a], &[a]]);
         assert_eq!(check(&story.history).len(), 3 - 2);
+    }
+
+    /// Seed 5000814: a node stood still with the first attempt of a delete; the third was acknowledged long before that came.
+    #[test]
+    fn nothing_may_be_left_where_a_delete_happened_again_after_all() {
+        let mut story = Story::new(ConflictPolicy::LastWriteWins);
+        let delete = story.put(1, 2);
+        story.history.writes[delete.0].kind = WriteKind::Delete;
+        story.put(3, 4);
+        story.ends_with(&[&[], &[], &[]]);
+        assert_eq!(check(&story.history).len(), 1, "the delete was before the put");
+        let attempts = &mut story.history.writes[delete.0].attempts;
+        let again = Attempt { outcome: Outcome::Refused, ..attempts[0].clone() };
+        attempts.push(again);
+        assert_eq!(check(&story.history).len(), 1, "a refused attempt was not made");
+        story.history.writes[delete.0].attempts[1].outcome = Outcome::InDoubt;
+        assert!(check(&story.history).is_empty());
     }
 
     #[test]
