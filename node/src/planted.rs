@@ -107,9 +107,8 @@ impl PlantedBug {
         PlantedBug::ExpiredForgotten,
     ];
 
-    /// Those that no simulated history of some thousand has shown yet. The model of watermarks shows that the rules are
-    /// needed; each wants a history written by hand.
-    pub const UNSEEN: [PlantedBug; 8] = [
+    /// Those that random histories show too rarely. Each has one of its own, written by hand.
+    pub const SCRIPTED: [PlantedBug; 8] = [
         PlantedBug::PromiseNotSynced,
         PlantedBug::MintBelowPromise,
         PlantedBug::DelayedExchangeMergeTaken,

@@ -6,10 +6,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use antientropy::version::{Counter, UnixMillis};
 use bytes::Bytes;
 use client::{Delete, Get, Put, ReadOptions, Request, WriteOptions};
 use node::{
-    Change, Counters, PlantedBug,
+    Change, Counters, PlantedBug, Settings,
     storage::{CrashDamage, MemoryEngine},
 };
 use ring::{ClusterDocument, DatacenterId, StoreId};
@@ -18,7 +19,7 @@ use crate::{
     checkers::{Violation, check, lost_writes::has_value},
     clients::{WriteNote, encode_value},
     damage::DiskFault,
-    history::{ChangeOutcome, ContextId, History, KeyId, Outcome, SeenContext, WriteId},
+    history::{ChangeOutcome, ContextId, History, KeyId, Outcome, SeenContext, WriteId, dot},
     schedule::Moment,
     swarm::Swarm,
     world::World,
@@ -315,6 +316,59 @@ impl Scenario {
     pub fn holds(&self, host: usize, write: WriteId) -> bool {
         let key = self.world.history().writes[write.0].key;
         self.world.durable_record(host, key).is_some_and(|record| has_value(&record, write))
+    }
+
+    /// Whether a machine's disk holds anything of a key.
+    #[must_use]
+    pub fn holds_any(&self, host: usize, key: KeyId) -> bool {
+        self.world.durable_record(host, key).is_some()
+    }
+
+    /// The watermark of a key's partition at a running machine.
+    #[must_use]
+    pub fn watermark(&self, host: usize, key: KeyId) -> Option<Counter> {
+        let partition = self.world.history().key(key).partition;
+        self.world.hosts[host].process.as_ref().map(|process| process.node.watermark(partition))
+    }
+
+    /// The counter of an acknowledged write's version.
+    ///
+    /// # Panics
+    ///
+    /// If it was not acknowledged, or left no version.
+    #[must_use]
+    pub fn counter(&self, write: WriteId) -> Counter {
+        let (_, acknowledged) =
+            self.world.history().writes[write.0].acknowledged().expect("it was acknowledged");
+        dot(acknowledged.version.expect("it has a version")).counter
+    }
+
+    /// What a clock that is right would date a write by now.
+    #[must_use]
+    pub fn clock(&self) -> Counter {
+        Counter::at(UnixMillis(self.world.now().wall_ms()))
+    }
+
+    /// Lets time pass until the watermark of a write's partition has come to this counter at each of these machines, at most
+    /// a minute. Whether it has.
+    pub fn run_until_settled(&mut self, hosts: &[usize], key: KeyId, counter: Counter) -> bool {
+        for _ in 0..600 {
+            if hosts.iter().all(|host| self.watermark(*host, key).is_some_and(|it| it >= counter)) {
+                return true;
+            }
+            self.run_for(Duration::from_millis(100));
+        }
+        false
+    }
+
+    /// From now on each sync takes so long.
+    pub fn set_sync(&mut self, time: Duration) {
+        (self.world.swarm.disks.sync_min, self.world.swarm.disks.sync_max) = (time, time);
+    }
+
+    /// The settings of processes that start from now on.
+    pub fn settings(&mut self) -> &mut Settings {
+        &mut self.world.swarm.settings
     }
 
     /// Whether all copies of a running machine are whole.

@@ -70,7 +70,7 @@ struct Totals {
 }
 
 fn bug_named(name: &str) -> Result<PlantedBug, String> {
-    let bugs = || PlantedBug::ALL.into_iter().chain(PlantedBug::UNSEEN);
+    let bugs = || PlantedBug::ALL.into_iter().chain(PlantedBug::SCRIPTED);
     let names: Vec<String> = bugs().map(|bug| format!("{bug:?}")).collect();
     let found = bugs().find(|bug| format!("{bug:?}").eq_ignore_ascii_case(name));
     found.ok_or_else(|| format!("the bugs are {}", names.join(", ")))
