@@ -128,10 +128,11 @@ prop_compose! {
     fn replica_view()(
         node in any::<u32>().prop_map(NodeId),
         copy in prop_oneof![Just(CopyState::None), Just(CopyState::Filling), Just(CopyState::Whole)],
+        watermark in any::<u64>(),
         record in option::of(held_record()),
         owes in vec(any::<u32>().prop_map(NodeId), 0..3),
     ) -> ReplicaView {
-        ReplicaView { node, copy, record, owes }
+        ReplicaView { node, copy, watermark, record, owes }
     }
 }
 

@@ -425,7 +425,8 @@ fn control_replies_are_pinned() {
         is_synced: true,
     };
     let view = |copy, record| {
-        ControlReply::Explain(Box::new(ReplicaView { node: NodeId(1), copy, record, owes: vec![NodeId(3)] }))
+        let owes = vec![NodeId(3)];
+        ControlReply::Explain(Box::new(ReplicaView { node: NodeId(1), copy, watermark: 300, record, owes }))
     };
     let page = KeysPage { keys: vec!["k".into()], is_whole: true, next: Some("n".into()) };
     let created = ControlReply::KeyspaceCreated { keyspace: KeyspaceId(1), epoch: Epoch(2) };

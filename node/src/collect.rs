@@ -67,10 +67,13 @@ impl<S: Store> Local<S> {
 
     /// Whether this node knows what it owes and what time it is.
     fn may_raise_floor(&self, hints: &Hints) -> bool {
+        self.is_recorded() && self.drifted_ms().is_none() && !hints.is_partly_unread()
+    }
+
+    /// How far this node's clock is from its peers', if that is more than it may be.
+    pub(crate) fn drifted_ms(&self) -> Option<i64> {
         let max_ms = i64::try_from(self.settings.clock_drift_max.as_millis()).unwrap_or(i64::MAX);
-        let has_drifted =
-            self.peers.drift_ms(self.now).is_some_and(|drift_ms| drift_ms.saturating_abs() > max_ms);
-        self.is_recorded() && !has_drifted && !hints.is_partly_unread()
+        self.peers.drift_ms(self.now).filter(|drift_ms| drift_ms.saturating_abs() > max_ms)
     }
 
     /// Copies that may be believed.
@@ -93,8 +96,7 @@ impl<S: Store> Local<S> {
     /// Says where this node stands with what it shares with another.
     pub(crate) fn standing(&self, shared: &[PartitionId]) -> Standing {
         let filling = |partition| {
-            let is_whole = self.copies.is_whole(partition) && self.is_recorded();
-            if is_whole { 0 } else { self.copies.time(partition).generation.max(1) }
+            if self.is_believed(partition) { 0 } else { self.copies.time(partition).generation.max(1) }
         };
         self.watermarks.standing(shared, filling, self.planted)
     }
@@ -140,8 +142,7 @@ impl<S: Store> Local<S> {
 
     /// Takes the watermark that all promises allow.
     fn adopt_watermark(&mut self, partition: PartitionId) {
-        if self.copies.is_whole(partition)
-            && self.is_recorded()
+        if self.is_believed(partition)
             && let Some(watermark) = self.watermarks.adoptable(partition, self.epoch(), self.planted)
         {
             self.raise_watermark(partition, watermark);
@@ -205,28 +206,40 @@ impl<S: Store> Local<S> {
 
     pub(crate) fn prune_object(&mut self, object: &ObjectKey, partition: PartitionId, watermark: Counter) {
         let Ok(Some(held)) = self.held(object, partition) else { return };
+        if let Some(due) = self.due(object, partition, &held)
+            && due > watermark
+        {
+            self.replica.prunable.add(partition, object, due);
+            return;
+        }
         let left = if self.keeps(object.keyspace(), partition, held.copies()) {
             self.left_of(Arc::clone(&held), watermark)
-        } else if held.highest() <= watermark {
-            // What it holds in place of others is above every watermark: this was delivered long ago.
-            None
         } else {
-            self.note_unkept(object, partition, &held);
-            return;
+            None
         };
-        match left {
-            Some(left) if Arc::ptr_eq(&left, &held) => {
-                if let Some(due) = held.prunable_at().filter(|due| *due > watermark) {
-                    self.replica.prunable.add(partition, object, due);
-                }
-            }
-            left => self.replica.put(object.clone(), Some(&held), left),
+        if left.as_ref().is_none_or(|left| !Arc::ptr_eq(left, &held)) {
+            self.replica.put(object.clone(), Some(&held), left);
         }
     }
 
-    /// A record that this node does not keep goes when the watermark has passed it.
-    pub(crate) fn note_unkept(&mut self, object: &ObjectKey, partition: PartitionId, record: &Record) {
-        self.replica.prunable.add(partition, object, record.highest());
+    /// The watermark at which less is left of a record, if there is one. What this node does not keep goes as a whole: what
+    /// it holds in place of others is above every watermark until it is delivered.
+    pub(crate) fn due(&self, object: &ObjectKey, partition: PartitionId, record: &Record) -> Option<Counter> {
+        if self.keeps(object.keyspace(), partition, record.copies()) {
+            record.prunable_at()
+        } else {
+            Some(record.highest())
+        }
+    }
+
+    /// What is held in place of others, too, is to go when nobody needs it.
+    pub(crate) fn note_stand_in(&mut self, object: &ObjectKey) {
+        if let Ok((partition, _)) = self.copy_of(object)
+            && let Ok(Some(held)) = self.held(object, partition)
+            && let Some(due) = self.due(object, partition, &held)
+        {
+            self.replica.prunable.add(partition, object, due);
+        }
     }
 
     /// Nobody is owed an object any more: if this node does not keep it, it goes.

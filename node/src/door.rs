@@ -105,7 +105,7 @@ impl<S: Store> Local<S> {
             let is_stand_in = matches!(path, MergePath::StandIn { .. });
             // Its coordinator has yet to hear of a watermark, and reads again when it has.
             let watermark = self.watermarks.of(partition);
-            if path == MergePath::ReadRepair && Record::names_unknown(record, held, watermark) && is_over {
+            if is_over && path == MergePath::ReadRepair && Record::names_unknown(record, held, watermark) {
                 self.counters.merged_behind(path);
                 return Err(MergeRefusal::Behind { watermark });
             }
@@ -212,9 +212,14 @@ impl<S: Store> Local<S> {
         keepers.is_some_and(|keepers| keepers.contains(self.node))
     }
 
+    /// Whether this node's copy of a partition is whole, and that of the store that the document records.
+    pub(crate) fn is_believed(&self, partition: PartitionId) -> bool {
+        self.copies.is_whole(partition) && self.is_recorded()
+    }
+
     /// Up to where this node speaks for its copy of a partition, if that is whole: what it promised.
     pub(crate) fn under(&self, partition: PartitionId) -> Counter {
-        if self.copies.is_whole(partition) && self.is_recorded() {
+        if self.is_believed(partition) {
             self.watermarks.of(partition).max(self.watermarks.promise(partition).at)
         } else {
             Counter::ZERO
@@ -224,8 +229,7 @@ impl<S: Store> Local<S> {
     /// Up to where this node has every write of a partition that is not dead: the watermark, if it keeps records of
     /// whatever number of copies. (One that keeps a record only since its number rose may not have all of it.)
     pub(crate) fn knows_all_below(&self, keyspace: KeyspaceId, partition: PartitionId) -> Counter {
-        let is_whole = self.copies.is_whole(partition) && self.is_recorded();
-        if is_whole && self.keeps(keyspace, partition, CopyCount::explicit(1)) {
+        if self.is_believed(partition) && self.keeps(keyspace, partition, CopyCount::explicit(1)) {
             self.watermarks.of(partition)
         } else {
             Counter::ZERO
@@ -258,6 +262,7 @@ impl<S: Store> Local<S> {
         }
         let merged = self.merge(object, record, under, durability, MergePath::StandIn { target });
         merged.inspect_err(|_| self.counters.stand_ins_refused += 1)?;
+        self.note_stand_in(object);
         self.replica.put_again(object);
         let counter = record.highest();
         self.hints_left.push(HintLeft { target, object: object.clone(), is_counted: true, counter });

@@ -411,11 +411,7 @@ impl<S: Store> Local<S> {
         let watermark = self.watermarks.of(partition);
         let mut due = Vec::new();
         for (object, record) in &scanned.records {
-            let at = match self.keeps(object.keyspace(), partition, record.copies()) {
-                true => record.prunable_at(),
-                false => Some(record.highest()),
-            };
-            match at {
+            match self.due(object, partition, record) {
                 // The index may have no room for it.
                 Some(at) if at <= watermark => due.push(object.clone()),
                 Some(at) => self.replica.prunable.add(partition, object, at),

@@ -212,6 +212,8 @@ pub struct ReplicaView {
     pub node: NodeId,
     /// Its copy of the partition.
     pub copy: CopyState,
+    /// The partition's watermark there, as a version's counter: deletes at or below it are forgotten. 0 if there is none.
+    pub watermark: u64,
     /// The record; none if it holds nothing.
     pub record: Option<HeldRecord>,
     /// Nodes that it owes the record, because they did not acknowledge it.

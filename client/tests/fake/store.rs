@@ -239,6 +239,7 @@ fn view(node: NodeId, values: &[ReturnedValue]) -> ReplicaView {
     ReplicaView {
         node,
         copy: CopyState::Whole,
+        watermark: 0,
         record: (!values.is_empty()).then_some(record),
         owes: Vec::new(),
     }

@@ -253,9 +253,7 @@ fn check_clocks<S: Store>(
     conflict: ConflictPolicy,
     seen: Option<u64>,
 ) -> Result<Counter, Refusal> {
-    let max_ms = i64::try_from(local.settings.clock_drift_max.as_millis()).unwrap_or(i64::MAX);
-    if let Some(drift_ms) = local.peers.drift_ms(local.now)
-        && drift_ms.saturating_abs() > max_ms
+    if let Some(drift_ms) = local.drifted_ms()
         && local.planted != Some(PlantedBug::DriftIgnored)
     {
         return Err(Refusal::ClockDrift { drift_ms });
@@ -265,6 +263,7 @@ fn check_clocks<S: Store>(
     }
     let seen = Counter(seen.unwrap_or(0));
     let ahead_ms = seen.millis().0.cast_signed() - local.now.wall.0.cast_signed();
+    let max_ms = i64::try_from(local.settings.clock_drift_max.as_millis()).unwrap_or(i64::MAX);
     // Two nodes that may both write are at most twice the bound apart.
     if ahead_ms > max_ms.saturating_mul(2) {
         return Err(Refusal::ClockDrift { drift_ms: -ahead_ms });

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use antientropy::{
     exchange::{Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind},
     hash_tree::{Element, HashTree},
-    version::{CopyCount, Dot, Record, UnixMillis},
+    version::{CopyCount, Counter, Dot, Record, UnixMillis},
 };
 use bytes::Bytes;
 use ring::{ClusterDocument, Durability, KeyspaceId, NodeId, PartitionId, Token};
@@ -83,12 +83,6 @@ impl<'a, S: Store> Facing<'a, S> {
         self.local.watermarks.filling(partition, self.peer) != 0
     }
 
-    /// What is held of an object, as it is read now.
-    fn object(&self, name: &ObjectKey, record: Option<Arc<Record>>) -> Object {
-        let under = self.local.under(name.partition(self.document.partitions));
-        Object { key: name.key(), record, under }
-    }
-
     /// Whether a planted bug has a record passed over.
     fn is_passed_over(&mut self, name: &ObjectKey, partition: PartitionId, record: &Record) -> bool {
         match self.local.planted {
@@ -105,14 +99,14 @@ impl<'a, S: Store> Facing<'a, S> {
         }
     }
 
-    /// The objects in a span that both are to keep, in order, until `visit` has enough of them. The first stretch has
-    /// so many.
+    /// The objects in a span that both are to keep, in order, and under what each is read, until `visit` has enough of
+    /// them. The first stretch has so many.
     fn each(
         &mut self,
         keyspace: KeyspaceId,
         span: Span,
         mut limit: usize,
-        mut visit: impl FnMut(ObjectKey, Arc<Record>) -> bool,
+        mut visit: impl FnMut(ObjectKey, Arc<Record>, Counter) -> bool,
     ) -> Result<(), ReadError> {
         let partitions = self.document.partitions;
         let (first, last) = (partitions.of(span.first), partitions.of(span.last));
@@ -124,9 +118,11 @@ impl<'a, S: Store> Facing<'a, S> {
             let (mut after, end) = ObjectKey::span(keyspace, first, last);
             loop {
                 let scanned = self.local.scan(*partition, &after, &end, limit)?;
+                let under = self.local.under(*partition);
                 limit = self.local.settings.scan_stretch_keys;
                 for (object, record) in scanned.records {
-                    if self.both_keep(keyspace, *partition, record.copies()) && !visit(object, record) {
+                    if self.both_keep(keyspace, *partition, record.copies()) && !visit(object, record, under)
+                    {
                         return Ok(());
                     }
                 }
@@ -191,7 +187,7 @@ impl<S: Store> Replica for Facing<'_, S> {
         let key = *self.local.replica.trees.key();
         let (mut elements, mut is_over) = (Vec::new(), false);
         let stretch = self.local.settings.scan_stretch_keys;
-        self.each(tree.kind.keyspace, span, stretch, |object, record| {
+        self.each(tree.kind.keyspace, span, stretch, |object, record, _| {
             if record.copies().includes(tree.kind.copies) {
                 is_over = elements.len() >= limit;
                 elements.push(Element::new(&key, object.token(), record.digest()));
@@ -210,25 +206,11 @@ impl<S: Store> Replica for Facing<'_, S> {
     ) -> Result<Stretch, FacingError> {
         let mut gathered = Gathered::new(bytes_max);
         // Most spans are a single position's.
-        let mut found = Vec::new();
-        let (mut bytes, mut last) = (0, None);
-        // Gathered below, where it is known under which watermark each is read.
-        self.each(keyspace, span, 2, |name, record| {
-            if copies.is_none_or(|copies| record.copies().includes(copies)) {
-                let is_full = bytes > bytes_max && last.is_some_and(|last| last != name.token());
-                bytes += name.key_bytes().len() + record.encoded_len();
-                last = Some(name.token());
-                found.push((name, record));
-                return !is_full;
-            }
-            true
+        self.each(keyspace, span, 2, |name, record, under| {
+            let is_asked_for = copies.is_none_or(|copies| record.copies().includes(copies));
+            let object = || Object { key: name.key(), record: Some(record), under };
+            !is_asked_for || gathered.push(name.token(), object())
         })?;
-        for (name, record) in found {
-            let object = self.object(&name, Some(record));
-            if !gathered.push(name.token(), object) {
-                break;
-            }
-        }
         Ok(gathered.into_stretch())
     }
 
@@ -237,7 +219,7 @@ impl<S: Store> Replica for Facing<'_, S> {
         let partition = name.partition(self.document.partitions);
         let held = self.local.held(&name, partition).map_err(|_| FacingError::Read)?;
         let record = held.filter(|held| self.both_keep(keyspace, partition, held.copies()));
-        Ok(self.object(&name, record))
+        Ok(Object { key: name.key(), record, under: self.local.under(partition) })
     }
 
     fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, FacingError> {

@@ -212,7 +212,8 @@ impl<S: Store> Node<S> {
             return Err(ControlError::UnknownKeyspace);
         }
         let object = ObjectKey::new(keyspace, key);
-        let copy = self.copy_state(object.partition(document.partitions));
+        let partition = object.partition(document.partitions);
+        let (copy, watermark) = (self.copy_state(partition), self.local.watermarks.of(partition).0);
         let record = match self.local.replica.inspect(&object) {
             Held::Record(record) => {
                 let is_synced = self.local.replica.pending(&object).is_none();
@@ -221,13 +222,14 @@ impl<S: Store> Node<S> {
             Held::Nothing => None,
             Held::Damaged | Held::Unreadable => return Err(ControlError::StorageFailed),
         };
-        Ok(ReplicaView { node: self.local.node, copy, record, owes: self.hints.owed(&object) })
+        let owes = self.hints.owed(&object);
+        Ok(ReplicaView { node: self.local.node, copy, watermark, record, owes })
     }
 
     fn copy_state(&self, partition: PartitionId) -> CopyState {
         match self.local.copies.gained(partition) {
             None => CopyState::None,
-            Some(_) if self.local.is_recorded() && self.local.copies.is_whole(partition) => CopyState::Whole,
+            Some(_) if self.local.is_believed(partition) => CopyState::Whole,
             Some(_) => CopyState::Filling,
         }
     }

@@ -15,7 +15,7 @@ use crate::{
     arguments::{Explain, Global},
     failure::{CommandError, Exit, reason},
     judgement::{Judgement, judge},
-    output::{Output, ShownVersion, Table, age, escaped, now_unix_ms},
+    output::{Output, ShownVersion, Table, age, escaped, now_unix_ms, span},
     session::Session,
 };
 
@@ -54,6 +54,8 @@ struct ReplicaDocument {
     /// `whole`, `filling` or `none`; `down` if it did not answer.
     copy: &'static str,
     reason: Option<String>,
+    /// Deletes of the partition that are as old as this are forgotten there; none if it is not known, or nothing is.
+    watermark_unix_ms: Option<u64>,
     /// Whether it holds a record, if only that of a delete.
     held: bool,
     versions: Vec<VersionDocument>,
@@ -167,6 +169,7 @@ fn replica(node: NodeId, answer: &Result<ReplicaView, ControlFailure>, behind: b
         }
         Err(failure) => ("down", Some(reason(failure)), None),
     };
+    let watermark = answer.as_ref().ok().map(|view| view.watermark);
     let owes = answer.iter().flat_map(|view| &view.owes);
     let version = |held: &HeldVersion| VersionDocument {
         version: ShownVersion(held.version),
@@ -177,6 +180,7 @@ fn replica(node: NodeId, answer: &Result<ReplicaView, ControlFailure>, behind: b
         node: node.0,
         copy,
         reason,
+        watermark_unix_ms: watermark.filter(|watermark| *watermark > 0).map(|watermark| watermark >> 16),
         held: record.is_some(),
         versions: record.map_or(Vec::new(), |record| record.versions.iter().map(version).collect()),
         context: record
@@ -197,10 +201,13 @@ fn write(explain: &ExplainDocument, text: &mut String) {
         format!("node-{}{fallback}", entry.node)
     });
     let _ = writeln!(text, "preference list: {}\n", list.collect::<Vec<_>>().join(", "));
-    let mut table = Table::new(&["replica", "copy", "holds", "written", "bytes", ""]);
+    let mut table = Table::new(&["replica", "copy", "watermark", "holds", "written", "bytes", ""]);
     let now_unix_ms = now_unix_ms();
     for replica in &explain.replicas {
-        let mut first = [format!("node-{}", replica.node), replica.copy.to_owned()];
+        let watermark = replica
+            .watermark_unix_ms
+            .map_or("-".into(), |at| format!("{} ago", span(now_unix_ms.saturating_sub(at))));
+        let mut first = [format!("node-{}", replica.node), replica.copy.to_owned(), watermark];
         let mut remark = match (&replica.reason, replica.behind) {
             (Some(reason), _) => reason.clone(),
             (None, true) => "behind".to_owned(),

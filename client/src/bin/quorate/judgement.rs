@@ -168,11 +168,17 @@ mod tests {
             context: context.to_vec(),
             is_synced: true,
         };
-        ReplicaView { node: NodeId(node), copy: CopyState::Whole, record: Some(record), owes: Vec::new() }
+        ReplicaView { record: Some(record), ..nothing(node) }
     }
 
     fn nothing(node: u32) -> ReplicaView {
-        ReplicaView { node: NodeId(node), copy: CopyState::Whole, record: None, owes: Vec::new() }
+        ReplicaView {
+            node: NodeId(node),
+            copy: CopyState::Whole,
+            watermark: 0,
+            record: None,
+            owes: Vec::new(),
+        }
     }
 
     #[test]
