@@ -337,6 +337,11 @@ impl Decoder {
     }
 }
 
+/// How many numbers of sources are considered, each a twentieth more than the one before: up to a billion times a thousand.
+const STEPS: i32 = 567;
+/// Of how many of them one is looked at first.
+const STRIDE: usize = 16;
+
 impl Survey {
     /// How many sources differ between two sides, within a third or so.
     #[must_use]
@@ -364,9 +369,13 @@ impl Survey {
             }
             sum
         };
-        let candidates = (0..1000).map(|step| 1.05_f64.powi(step)).take_while(|number| *number < 1e12);
-        let best = candidates.max_by(|a, b| likelihood(*a).total_cmp(&likelihood(*b)));
-        best.expect("there are some").round() as u64
+        // It rises to that and falls from there: the neighbourhood is found in strides.
+        let number = |step: i32| 1.05_f64.powi(step);
+        let likelier = |a: &i32, b: &i32| likelihood(number(*a)).total_cmp(&likelihood(number(*b)));
+        let near = (0..STEPS).step_by(STRIDE).max_by(likelier).unwrap_or_default();
+        let reach = STRIDE as i32 - 1;
+        let best = (near - reach..=near + reach).filter(|step| (0..STEPS).contains(step)).max_by(likelier);
+        number(best.unwrap_or_default()).round() as u64
     }
 
     /// Its encoding: a byte for each fingerprint.

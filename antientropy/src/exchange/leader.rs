@@ -24,7 +24,7 @@ use crate::{
 /// Questions that wait for an answer at the same time, at most.
 const WINDOW: usize = GROUPS_MAX / 2;
 /// Keys of one group, roughly.
-const GROUP_KEYS: u64 = 1024;
+const GROUP_KEYS: u64 = 512;
 /// Intervals of one group at most.
 const GROUP_INTERVALS_MAX: usize = 512;
 /// From which share of differing trees on, one in so many, all are gone into.
