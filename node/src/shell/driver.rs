@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     Change, ClientTag, Input, Node, Now, Output,
-    message::{Envelope, Message},
+    message::{Envelope, MergePath, Message},
     storage::{Sequence, Store},
 };
 
@@ -180,6 +180,16 @@ fn is_background(input: &Input) -> bool {
     matches!(message, Message::Exchange { .. } | Message::ExchangeAnswer { .. })
 }
 
+/// Whether a client waits for what a peer asks.
+fn is_request(input: &Input) -> bool {
+    let Input::Peer(Envelope { message, .. }) = input else { return false };
+    match message {
+        Message::Read { .. } | Message::Forward { .. } => true,
+        Message::Merge { path, .. } => matches!(path, MergePath::Write | MergePath::StandIn { .. }),
+        _ => false,
+    }
+}
+
 impl Driver {
     /// A driver that has not taken a turn.
     pub(crate) fn new(parts: Parts) -> Driver {
@@ -208,6 +218,8 @@ impl Driver {
         self.finish_turn();
         loop {
             let deadline = self.deadline();
+            // A timer would sleep until the next whole millisecond, each time that there is more of the background's work.
+            let is_past = deadline <= time::Instant::now();
             let parts = &mut self.parts;
             let (mut commit, mut ask, mut told_to_stop) = (None, None, false);
             tokio::select! {
@@ -216,7 +228,8 @@ impl Driver {
                 Some(event) = parts.commits.recv() => commit = Some(event),
                 Some(asked) = parts.asks.recv() => ask = Some(asked),
                 changed = parts.stop.changed(), if self.stopping_since.is_none() => told_to_stop = changed.is_ok(),
-                () = time::sleep_until(deadline) => {}
+                () = std::future::ready(()), if is_past => {}
+                () = time::sleep_until(deadline), if !is_past => {}
             }
             if self.turn(commit, told_to_stop)? {
                 // More of it may be due at once: connections come first.
@@ -240,7 +253,7 @@ impl Driver {
         let interval = if *self.parts.ready.borrow() { Duration::from_secs(1) } else { READY_INTERVAL };
         let idle = now + interval;
         let wanted = self.parts.node.poll_due().map_or(idle, |(at, _)| at.min(idle));
-        let background = self.background_due().map_or(idle, |at| at.max(self.pace.not_before()));
+        let background = self.background_due().map_or(idle, |at| at.max(self.pace.not_before(now)));
         self.parts.clock.instant(wanted.min(background))
     }
 
@@ -265,6 +278,9 @@ impl Driver {
                     }
                 }
                 Mail::Input(input) => {
+                    if is_request(&input) {
+                        self.pace.asked(now.monotonic);
+                    }
                     if let Input::Left(peer) = input {
                         // What it said before would speak for its life.
                         self.background.retain(|waiting| !is_from(waiting, peer));
@@ -295,9 +311,10 @@ impl Driver {
         }
         // What else is to be done comes first.
         self.finish_turn();
-        let is_due = self.background_due().is_some_and(|at| at.max(self.pace.not_before()) <= now.monotonic);
+        let began = self.parts.clock.now();
+        let may_begin = self.pace.not_before(began.monotonic);
+        let is_due = self.background_due().is_some_and(|at| at.max(may_begin) <= began.monotonic);
         if is_due {
-            let began = self.parts.clock.now();
             match self.background.pop_front() {
                 Some(work) => self.parts.node.handle(began, work),
                 None => self.parts.node.handle_background(began),
