@@ -15,10 +15,16 @@ mod settings;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use client::{Client, KeyspaceHandle, Level, ReadRepair};
+use client::{Client, ClientConfig, KeyspaceHandle, Level, ReadRepair};
+use ring::Durability;
 use running::{ByHand, Running, eventually};
 use settings::number_from;
 use tokio::task::LocalSet;
@@ -31,6 +37,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const WORKERS: u64 = 64;
 /// Requests a second of the load that goes on meanwhile.
 const RATE: u32 = 400;
+/// How long it goes on before.
+const CALM: Duration = Duration::from_secs(10);
 
 fn key(number: u64) -> String {
     format!("key-{number:012}")
@@ -96,14 +104,40 @@ impl Cost {
     }
 }
 
-/// Reads and writes keys of its own, steadily, until it is over: when each began and how long it took.
-async fn load(keyspace: KeyspaceHandle, is_over: Rc<Cell<bool>>) -> Vec<(Instant, Duration)> {
+/// A load that goes on steadily, in a thread of its own: nothing that the test does delays it.
+struct Load {
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<(Instant, Duration)>>,
+}
+
+impl Load {
+    fn begin(config: ClientConfig) -> Load {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&is_over);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            LocalSet::new().block_on(&runtime, load(config, until))
+        });
+        Load { is_over, thread }
+    }
+
+    /// When each request began, and how long it took.
+    fn end(self) -> Vec<(Instant, Duration)> {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Reads and writes keys of its own, steadily, until it is over.
+async fn load(config: ClientConfig, is_over: Arc<AtomicBool>) -> Vec<(Instant, Duration)> {
+    let client = Client::connect(config).await.unwrap();
+    let keyspace = client.default_keyspace().unwrap();
     let taken = Rc::new(RefCell::new(Vec::new()));
     let began = Instant::now();
     let mut requests = Vec::new();
     for number in 0.. {
         tokio::time::sleep_until((began + Duration::from_secs(1) * number / RATE).into()).await;
-        if is_over.get() {
+        if is_over.load(Ordering::Relaxed) {
             break;
         }
         let (keyspace, taken) = (keyspace.clone(), Rc::clone(&taken));
@@ -126,6 +160,7 @@ async fn load(keyspace: KeyspaceHandle, is_over: Rc<Cell<bool>>) -> Vec<(Instant
     for request in requests {
         request.await.unwrap();
     }
+    client.close().await;
     Rc::unwrap_or_clone(taken).into_inner()
 }
 
@@ -145,6 +180,74 @@ async fn is_formed(client: &Client, nodes: &[u32]) -> bool {
     true
 }
 
+/// Waits until these nodes have compared with one that has come back, and all copies are whole. How long it took.
+async fn in_sync(
+    running: &Running,
+    client: &Client,
+    others: &[u32],
+    away: u32,
+    returned: Instant,
+) -> Duration {
+    let name = format!("quorate_antientropy_in_sync_age_seconds{{peer=\"{away}\"}}");
+    let all: Vec<u32> = others.iter().copied().chain([away]).collect();
+    eventually("all are in sync with it", Duration::from_secs(300), || async {
+        let since = returned.elapsed().as_secs_f64();
+        let is_in_sync = |node: &u32| running.metric(*node, &name).is_some_and(|age| age < since);
+        others.iter().all(is_in_sync) && is_formed(client, &all).await
+    })
+    .await;
+    returned.elapsed()
+}
+
+/// Reads every key from all its replicas: they agree, and nothing has come back.
+async fn agree(keyspace: KeyspaceHandle, keys: u64, expected: impl Fn(u64) -> Option<String> + 'static) {
+    each(0..keys, move |number| {
+        let get =
+            keyspace.get(key(number)).r(Level::All).read_repair(ReadRepair::Off).timeout(TIMEOUT).send();
+        let expected = expected(number);
+        async move {
+            let found = get.await.unwrap();
+            assert!(found.freshness.agreed, "the replicas of {} differ", key(number));
+            let values: Vec<&[u8]> = found.values.iter().map(|value| &*value.bytes).collect();
+            assert_eq!(values, Vec::from_iter(expected.iter().map(String::as_bytes)), "{}", key(number));
+        }
+    })
+    .await;
+}
+
+/// Two nodes, of which one has everything and the other nothing.
+async fn repair() {
+    let keys = number_from("QUORATE_CONVERGENCE_KEYS", 20_000_u64);
+    let running = Running::processes_with(2, "hints_per_peer_max = 1\n");
+    let client = running.client().await;
+    let keyspace = client.default_keyspace().unwrap();
+    eventually("all are whole", Duration::from_secs(30), || is_formed(&client, &[1, 2])).await;
+    running.kill(2);
+    let writer = keyspace.clone();
+    each(0..keys, move |number| {
+        let put = writer.put(key(number), value(number, 1)).w(Level::One).durability(Durability::Memory);
+        let put = put.timeout(TIMEOUT).retry_in_doubt(true).send();
+        async move { drop(put.await.unwrap()) }
+    })
+    .await;
+    let (before, returned) = (Cost::of(&running), Instant::now());
+    let process = ByHand::run(&running.options.node_config(2));
+    let converged = in_sync(&running, &client, &[1], 2, returned).await;
+    let cost = Cost::of(&running).since(before);
+    eprintln!(
+        "{keys} keys to one of two nodes: in sync {converged:.1?} after its start; {} objects, {:.0} a second; {:.2} MB of \
+         payload and {:.2} MB to find {} differences",
+        cost.objects,
+        cost.objects / converged.as_secs_f64(),
+        cost.payload / 1e6,
+        cost.finding / 1e6,
+        cost.differences,
+    );
+    agree(keyspace, keys, |number| Some(value(number, 1))).await;
+    client.close().await;
+    drop(process);
+}
+
 async fn come_back(is_wiped: bool) {
     let keys = number_from("QUORATE_CONVERGENCE_KEYS", 20_000_u64);
     let running = Running::processes_with(NODES, "hints_per_peer_max = 1\n");
@@ -155,11 +258,14 @@ async fn come_back(is_wiped: bool) {
     let (overwritten, deleted) = (keys / 10, keys / 10 + keys / 100);
     let writer = keyspace.clone();
     each(0..keys, move |number| {
-        let put = writer.put(key(number), value(number, 1)).timeout(TIMEOUT).retry_in_doubt(true).send();
+        let put = writer.put(key(number), value(number, 1)).durability(Durability::Memory).timeout(TIMEOUT);
+        let put = put.retry_in_doubt(true).send();
         async move { drop(put.await.unwrap()) }
     })
     .await;
 
+    // All of that is synced by then.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     running.kill(AWAY);
     let others: Vec<u32> = (1..=NODES).filter(|node| *node != AWAY).collect();
     let writer = keyspace.clone();
@@ -182,9 +288,8 @@ async fn come_back(is_wiped: bool) {
     }
 
     // A steady load before and during.
-    let is_over = Rc::new(Cell::new(false));
-    let load = tokio::task::spawn_local(load(keyspace.clone(), Rc::clone(&is_over)));
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    let load = Load::begin(running.client_config());
+    tokio::time::sleep(CALM).await;
     let before = Cost::of(&running);
     let returned = Instant::now();
     let process = ByHand::run(&running.options.node_config(AWAY));
@@ -195,16 +300,8 @@ async fn come_back(is_wiped: bool) {
         })
         .await;
     }
-    let name = format!("quorate_antientropy_in_sync_age_seconds{{peer=\"{AWAY}\"}}");
-    eventually("all are in sync with it", Duration::from_secs(300), || async {
-        let since = returned.elapsed().as_secs_f64();
-        let is_in_sync = |node: &u32| running.metric(*node, &name).is_some_and(|age| age < since);
-        others.iter().all(is_in_sync) && is_formed(&client, &all).await
-    })
-    .await;
-    let converged = returned.elapsed();
-    is_over.set(true);
-    let taken = load.await.unwrap();
+    let converged = in_sync(&running, &client, &others, AWAY, returned).await;
+    let taken = load.end();
     let cost = Cost::of(&running).since(before);
     let calm = p99(taken.iter().filter(|(began, _)| *began < returned).map(|(_, taken)| *taken));
     let during = p99(taken.iter().filter(|(began, _)| *began >= returned).map(|(_, taken)| *taken));
@@ -229,38 +326,32 @@ async fn come_back(is_wiped: bool) {
         (cost.payload + cost.finding) / bound,
     );
 
-    // Every replica of every key: they agree, and nothing has come back.
-    each(0..keys, move |number| {
-        let get =
-            keyspace.get(key(number)).r(Level::All).read_repair(ReadRepair::Off).timeout(TIMEOUT).send();
-        async move {
-            let found = get.await.unwrap();
-            assert!(found.freshness.agreed, "the replicas of {} differ", key(number));
-            let expected = match number {
-                number if number < overwritten => Some(value(number, 2)),
-                number if number < deleted => None,
-                number => Some(value(number, 1)),
-            };
-            let values: Vec<&[u8]> = found.values.iter().map(|value| &*value.bytes).collect();
-            assert_eq!(values, Vec::from_iter(expected.iter().map(String::as_bytes)), "{}", key(number));
-        }
+    agree(keyspace, keys, move |number| match number {
+        number if number < overwritten => Some(value(number, 2)),
+        number if number < deleted => None,
+        number => Some(value(number, 1)),
     })
     .await;
     client.close().await;
     drop(process);
 }
 
-fn run(is_wiped: bool) {
+fn run(story: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, come_back(is_wiped));
+    LocalSet::new().block_on(&runtime, story);
+}
+
+#[test]
+fn one_of_two_nodes_is_soon_given_all_that_the_other_has() {
+    run(repair());
 }
 
 #[test]
 fn a_node_that_was_away_is_soon_in_sync() {
-    run(false);
+    run(come_back(false));
 }
 
 #[test]
 fn a_node_whose_disk_was_wiped_is_soon_in_sync() {
-    run(true);
+    run(come_back(true));
 }
