@@ -440,9 +440,9 @@ fn control_replies_are_pinned() {
             "00 01 01 05302e312e30 02 01 01 03 00 04 05 06 010d 08 09 0a 0c 0d 02 0b 01 00 00 00 \
              0e 00 0f 0110 01 11 01 12",
         ),
-        (Ok(view(CopyState::Whole, Some(held))), "00 02 01 02 01 0164 01 0102 03 0104 01 0102 01 0103"),
-        (Ok(view(CopyState::None, None)), "00 02 01 00 00 0103"),
-        (Ok(view(CopyState::Filling, None)), "00 02 01 01 00 0103"),
+        (Ok(view(CopyState::Whole, Some(held))), "00 02 01 02 ac02 01 0164 01 0102 03 0104 01 0102 01 0103"),
+        (Ok(view(CopyState::None, None)), "00 02 01 00 ac02 00 0103"),
+        (Ok(view(CopyState::Filling, None)), "00 02 01 01 ac02 00 0103"),
         (Ok(ControlReply::Keys(page)), "00 03 01 016b 01 01 016e"),
         (Ok(created), "00 04 01 02"),
         (Ok(ControlReply::Readmitted { epoch: Epoch(300) }), "00 05 ac02"),

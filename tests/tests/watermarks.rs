@@ -272,3 +272,38 @@ fn a_watermark_waits_for_a_member_that_is_away_for_a_year() {
     assert!(violations.is_empty(), "{violations:?}");
     assert!([first, second, third].into_iter().all(|node| scenario.holds(node, put)));
 }
+
+/// One replica has taken a watermark and dropped what is superfluous, the others have yet to: that is no difference, and no
+/// reason to repair anything.
+#[test]
+fn replicas_that_forget_one_after_the_other_agree() {
+    let mut scenario = quick(3, None);
+    let nodes: [usize; 3] = replicas(&scenario);
+    let first = scenario.put(nodes[0], CART, write_at(Level::All));
+    assert!(scenario.is_acknowledged(first));
+    let covering = covering(&mut scenario, nodes[1], Level::All);
+    let second = scenario.put(nodes[1], CART, covering);
+    let counter = scenario.counter(second);
+    let diverged = |scenario: &Scenario| -> u64 {
+        nodes.iter().filter_map(|node| scenario.counters(*node)).map(|counters| counters.reads_diverged).sum()
+    };
+    let before = diverged(&scenario);
+    let has_taken = |scenario: &Scenario, node: usize| {
+        scenario.watermark(node, CART).is_some_and(|watermark| watermark >= counter)
+    };
+    let mut between = 0;
+    while !nodes.iter().all(|node| has_taken(&scenario, *node)) {
+        scenario.run_for(ms(1));
+        if nodes.iter().any(|node| has_taken(&scenario, *node)) {
+            for node in nodes {
+                let seen = scenario.get(node, CART, read_at(Level::All)).expect("all are up");
+                assert_eq!(seen.values, [second]);
+                between += 1;
+            }
+        }
+    }
+    assert!(between > 3, "they take it one after the other");
+    assert_eq!(diverged(&scenario), before);
+    let violations = scenario.finish();
+    assert!(violations.is_empty(), "{violations:?}");
+}

@@ -113,6 +113,12 @@ enum Answer {
     Void,
 }
 
+/// The digest of what a watermark will leave of a record.
+fn compared(record: Option<&Arc<Record>>, watermark: Counter) -> VersionDigest {
+    let left = record.and_then(|record| pruned(Arc::clone(record), watermark));
+    left.map_or(VersionDigest::ABSENT, |record| record.digest())
+}
+
 /// Whether an answer has a record, or says that there is none.
 fn is_data(answer: &mut Answer) -> bool {
     matches!(answer, Answer::Data(..))
@@ -492,10 +498,13 @@ impl ReadOperation {
         }
         let mut result: Option<Arc<Record>> = None;
         let mut under = Counter(u64::MAX);
+        let mut highest = local.watermarks.of(self.located.partition);
         for at in 0..self.asked.len() {
-            let Some(Answer::Data(record, _, read_under)) = self.asked[at].answer.take_if(is_data) else {
+            let Some(Answer::Data(record, digest, read_under)) = self.asked[at].answer.take_if(is_data)
+            else {
                 continue;
             };
+            highest = highest.max(read_under);
             let (record, read_under) = self.as_known_here(local, record, read_under);
             under = under.min(read_under);
             match (&mut result, &record) {
@@ -503,10 +512,30 @@ impl ReadOperation {
                 (Some(result), Some(record)) => _ = Arc::make_mut(result).merge(record),
                 (Some(_), None) => {}
             }
-            let digest = record.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest());
             self.asked[at].answer = Some(Answer::Data(record, digest, read_under));
         }
-        self.conclude(local, result, under)
+        self.compare_at(highest);
+        self.conclude(local, result, under, highest)
+    }
+
+    /// Makes of each digest the one that is compared: that of what will be left at the highest watermark that any has promised.
+    /// One has forgotten already what another is about to, which is no difference.
+    fn compare_at(&mut self, highest: Counter) {
+        let mut explained: Vec<(VersionDigest, VersionDigest)> = Vec::new();
+        for asked in &mut self.asked {
+            if let Some(Answer::Data(record, digest, _)) = &mut asked.answer {
+                let compared = compared(record.as_ref(), highest);
+                explained.push((*digest, compared));
+                *digest = compared;
+            }
+        }
+        for asked in &mut self.asked {
+            if let Some(Answer::Digest(digest)) = &mut asked.answer
+                && let Some((_, compared)) = explained.iter().find(|(sent, _)| sent == digest)
+            {
+                *digest = *compared;
+            }
+        }
     }
 
     /// What a replica answered, without what this node knows to be dead or superfluous: one that has promised less may hold
@@ -540,6 +569,7 @@ impl ReadOperation {
         local: &mut Local<S>,
         result: Option<Arc<Record>>,
         under: Counter,
+        highest: Counter,
     ) -> Ended {
         let mut result = result;
         let is_blocking = self.repair == ReadRepair::Blocking
@@ -551,7 +581,7 @@ impl ReadOperation {
         {
             Arc::make_mut(result).join_copies(wanted);
         }
-        let digest = result.as_ref().map_or(VersionDigest::ABSENT, |record| record.digest());
+        let digest = compared(result.as_ref(), highest);
         let (mut holding, mut stale) = (Vec::new(), Vec::new());
         let keepers = self.keepers(local, result.as_deref());
         for asked in &self.asked {
