@@ -37,8 +37,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const WORKERS: u64 = 64;
 /// Requests a second of the load that goes on meanwhile.
 const RATE: u32 = 400;
-/// How long it goes on before.
-const CALM: Duration = Duration::from_secs(10);
+/// Fewer keys are no measurement.
+const KEYS_MEASURED: u64 = 100_000;
 
 fn key(number: u64) -> String {
     format!("key-{number:012}")
@@ -289,7 +289,8 @@ async fn come_back(is_wiped: bool) {
 
     // A steady load before and during.
     let load = Load::begin(running.client_config());
-    tokio::time::sleep(CALM).await;
+    // What it is like before.
+    tokio::time::sleep(Duration::from_secs(if keys < KEYS_MEASURED { 2 } else { 10 })).await;
     let before = Cost::of(&running);
     let returned = Instant::now();
     let process = ByHand::run(&running.options.node_config(AWAY));

@@ -498,13 +498,13 @@ impl ReadOperation {
         }
         let mut result: Option<Arc<Record>> = None;
         let mut under = Counter(u64::MAX);
-        let mut highest = local.watermarks.of(self.located.partition);
+        let mut promised = local.watermarks.of(self.located.partition);
         for at in 0..self.asked.len() {
             let Some(Answer::Data(record, digest, read_under)) = self.asked[at].answer.take_if(is_data)
             else {
                 continue;
             };
-            highest = highest.max(read_under);
+            promised = promised.max(read_under);
             let (record, read_under) = self.as_known_here(local, record, read_under);
             under = under.min(read_under);
             match (&mut result, &record) {
@@ -514,11 +514,14 @@ impl ReadOperation {
             }
             self.asked[at].answer = Some(Answer::Data(record, digest, read_under));
         }
+        // Who is to hold the answer before it is given has to hold all of it, also a delete that is about to be forgotten: what
+        // it deletes may yet come to one that holds nothing.
+        let highest = if self.repair == ReadRepair::Blocking { Counter::ZERO } else { promised };
         self.compare_at(highest);
         self.conclude(local, result, under, highest)
     }
 
-    /// Makes of each digest the one that is compared: that of what will be left at the highest watermark that any has promised.
+    /// Makes of each digest the one that is compared: that of what a watermark will leave, the highest that any has promised.
     /// One has forgotten already what another is about to, which is no difference.
     fn compare_at(&mut self, highest: Counter) {
         let mut explained: Vec<(VersionDigest, VersionDigest)> = Vec::new();

@@ -14,7 +14,7 @@ const RATIO: f64 = 1.25;
 /// The least share, so that an exchange ends however slow requests are for other reasons.
 const SHARE_MIN: f64 = 0.05;
 /// The share to begin with.
-const SHARE_BEGIN: f64 = 0.3;
+const SHARE_BEGIN: f64 = 0.4;
 /// How much one good request raises the share, relatively. A bad one lowers it by as much as 99 good ones raise it.
 const RAISE: f64 = 0.002;
 /// How much the usual latency follows each request, relatively.
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(pace.not_before(now), now, "nobody is disturbed");
         pace.asked(now);
         pace.worked(now, MS);
-        assert_eq!(pace.not_before(now), now + 5 * MS, "a fifth of the time");
+        assert_eq!(pace.not_before(now), now + MS.div_f64(SHARE_BEGIN));
         let later = now + QUIET_AFTER + MS;
         pace.worked(later, MS);
         assert_eq!(pace.not_before(later), later);
