@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use client::{Level, ReadOptions, WriteOptions};
+use client::{Level, ReadOptions, ReadRepair, WriteOptions};
 use node::PlantedBug;
 use quorate_tests::{
     checkers::Checker,
@@ -296,7 +296,11 @@ fn replicas_that_forget_one_after_the_other_agree() {
         scenario.run_for(ms(1));
         if nodes.iter().any(|node| has_taken(&scenario, *node)) {
             for node in nodes {
-                let seen = scenario.get(node, CART, read_at(Level::All)).expect("all are up");
+                // Those whose coordinator has yet to take it wait for repairs, if they are to wait for any.
+                let repair =
+                    if has_taken(&scenario, node) { ReadRepair::Blocking } else { ReadRepair::Background };
+                let options = ReadOptions { read_repair: Some(repair), ..read_at(Level::All) };
+                let seen = scenario.get(node, CART, options).expect("all are up");
                 assert_eq!(seen.values, [second]);
                 between += 1;
             }

@@ -498,7 +498,8 @@ impl ReadOperation {
         }
         let mut result: Option<Arc<Record>> = None;
         let mut under = Counter(u64::MAX);
-        let mut promised = local.watermarks.of(self.located.partition);
+        let watermark = local.watermarks.of(self.located.partition);
+        let mut promised = watermark;
         for at in 0..self.asked.len() {
             let Some(Answer::Data(record, digest, read_under)) = self.asked[at].answer.take_if(is_data)
             else {
@@ -514,14 +515,14 @@ impl ReadOperation {
             }
             self.asked[at].answer = Some(Answer::Data(record, digest, read_under));
         }
-        // Who is to hold the answer before it is given has to hold all of it, also a delete that is about to be forgotten: what
-        // it deletes may yet come to one that holds nothing.
-        let highest = if self.repair == ReadRepair::Blocking { Counter::ZERO } else { promised };
+        // Who is to hold the answer before it is given has to hold all of it but for what everybody knows: what one has promised
+        // is not enough. A delete that a second copy holds may delete what a third will be given by a fourth.
+        let highest = if self.repair == ReadRepair::Blocking { watermark } else { promised };
         self.compare_at(highest);
         self.conclude(local, result, under, highest)
     }
 
-    /// Makes of each digest the one that is compared: that of what a watermark will leave, the highest that any has promised.
+    /// Makes of each digest the one that is compared: that of what a watermark leaves, or will.
     /// One has forgotten already what another is about to, which is no difference.
     fn compare_at(&mut self, highest: Counter) {
         let mut explained: Vec<(VersionDigest, VersionDigest)> = Vec::new();
