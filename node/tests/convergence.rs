@@ -114,10 +114,7 @@ impl Load {
     fn begin(config: ClientConfig) -> Load {
         let is_over = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&is_over);
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            LocalSet::new().block_on(&runtime, load(config, until))
-        });
+        let thread = std::thread::spawn(move || run(load(config, until)));
         Load { is_over, thread }
     }
 
@@ -337,9 +334,9 @@ async fn come_back(is_wiped: bool) {
     drop(process);
 }
 
-fn run(story: impl Future<Output = ()>) {
+fn run<T>(story: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, story);
+    LocalSet::new().block_on(&runtime, story)
 }
 
 #[test]

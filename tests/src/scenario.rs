@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use antientropy::version::{Counter, UnixMillis};
 use bytes::Bytes;
-use client::{Delete, Get, Put, ReadOptions, Request, WriteOptions};
+use client::{Delete, Get, Level, Put, ReadOptions, Request, WriteOptions};
 use node::{
     Change, Counters, PlantedBug, Settings,
     storage::{CrashDamage, MemoryEngine},
@@ -24,6 +24,29 @@ use crate::{
     swarm::Swarm,
     world::World,
 };
+
+/// A key of the keyspace that keeps siblings, in a calm swarm.
+pub const CART: KeyId = KeyId(0);
+/// A key of the keyspace in which the last write wins.
+pub const STOCK: KeyId = KeyId(1);
+
+/// So many milliseconds.
+#[must_use]
+pub const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+/// A write at a level, for which nobody waits long.
+#[must_use]
+pub fn write_at(level: Level) -> WriteOptions {
+    WriteOptions { level, timeout: ms(300), ..WriteOptions::default() }
+}
+
+/// A read at a level, for which nobody waits long.
+#[must_use]
+pub fn read_at(level: Level) -> ReadOptions {
+    ReadOptions { level, timeout: ms(300), ..ReadOptions::default() }
+}
 
 /// Longer than any request takes.
 const REQUEST_MAX: Duration = Duration::from_secs(10);

@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use client::{Level, ReadOptions, ReadRepair, WriteOptions};
-use quorate_tests::{history::KeyId, scenario::Scenario, swarm::Swarm};
+use quorate_tests::{
+    scenario::{STOCK, Scenario, ms},
+    swarm::Swarm,
+};
 
 /// Within this a death is known everywhere.
 const KNOWN_WITHIN: Duration = Duration::from_secs(2);
-
-const STOCK: KeyId = KeyId(1);
-
-const fn ms(count: u64) -> Duration {
-    Duration::from_millis(count)
-}
 
 fn lossy(nodes: usize, loss_permille: u32) -> Swarm {
     let mut swarm = Swarm::calm(nodes);

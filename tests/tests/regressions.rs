@@ -8,27 +8,10 @@ use std::time::Duration;
 use client::{Level, ReadOptions, ReadRepair, RequestId, WriteOptions};
 use quorate_tests::{
     history::{KeyId, Outcome, WriteId},
-    scenario::Scenario,
+    scenario::{CART, STOCK, Scenario, ms, read_at, write_at},
     swarm::Swarm,
 };
 use ring::{Durability, StoreId};
-
-/// A key of the keyspace that keeps siblings.
-const CART: KeyId = KeyId(0);
-/// A key of the keyspace in which the last write wins.
-const STOCK: KeyId = KeyId(1);
-
-const fn ms(count: u64) -> Duration {
-    Duration::from_millis(count)
-}
-
-fn write_at(level: Level) -> WriteOptions {
-    WriteOptions { level, timeout: ms(300), ..WriteOptions::default() }
-}
-
-fn read_at(level: Level) -> ReadOptions {
-    ReadOptions { level, timeout: ms(300), ..ReadOptions::default() }
-}
 
 fn in_memory(level: Level) -> WriteOptions {
     WriteOptions { durability: Some(Durability::Memory), ..write_at(level) }

@@ -1,15 +1,10 @@
 //! Replicas that are slow but alive: reads wait for them rather than ask everybody, which would make them slower.
 
-use std::time::Duration;
-
 use client::{Level, ReadOptions, ReadRepair, WriteOptions};
-use quorate_tests::{history::KeyId, scenario::Scenario, swarm::Swarm};
-
-const STOCK: KeyId = KeyId(1);
-
-const fn ms(count: u64) -> Duration {
-    Duration::from_millis(count)
-}
+use quorate_tests::{
+    scenario::{STOCK, Scenario, ms},
+    swarm::Swarm,
+};
 
 /// An overloaded cluster of three asked every replica for every read, since each took longer than 50 ms, and had half as
 /// many reads again to answer.

@@ -5,17 +5,11 @@ use std::time::Duration;
 use client::{Level, ReadOptions, WriteOptions};
 use quorate_tests::{
     history::{KeyId, Outcome, WriteId},
-    scenario::Scenario,
+    scenario::{CART, STOCK, Scenario, ms},
     swarm::Swarm,
 };
 
-const CART: KeyId = KeyId(0);
-const STOCK: KeyId = KeyId(1);
 const NODES: usize = 5;
-
-const fn ms(count: u64) -> Duration {
-    Duration::from_millis(count)
-}
 
 fn sloppy(level: Level) -> WriteOptions {
     WriteOptions { level, is_sloppy: true, timeout: ms(500), ..WriteOptions::default() }

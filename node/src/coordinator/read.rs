@@ -529,8 +529,10 @@ impl ReadOperation {
         for asked in &mut self.asked {
             if let Some(Answer::Data(record, digest, _)) = &mut asked.answer {
                 let compared = compared(record.as_ref(), highest);
-                explained.push((*digest, compared));
-                *digest = compared;
+                let sent = std::mem::replace(digest, compared);
+                if sent != compared {
+                    explained.push((sent, compared));
+                }
             }
         }
         for asked in &mut self.asked {

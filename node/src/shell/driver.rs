@@ -311,10 +311,10 @@ impl Driver {
         }
         // What else is to be done comes first.
         self.finish_turn();
-        let began = self.parts.clock.now();
-        let may_begin = self.pace.not_before(began.monotonic);
-        let is_due = self.background_due().is_some_and(|at| at.max(may_begin) <= began.monotonic);
+        let may_begin = self.pace.not_before(now.monotonic);
+        let is_due = self.background_due().is_some_and(|at| at.max(may_begin) <= now.monotonic);
         if is_due {
+            let began = self.parts.clock.now();
             match self.background.pop_front() {
                 Some(work) => self.parts.node.handle(began, work),
                 None => self.parts.node.handle_background(began),

@@ -15,7 +15,7 @@ use crate::{
     arguments::{Explain, Global},
     failure::{CommandError, Exit, reason},
     judgement::{Judgement, judge},
-    output::{Output, ShownVersion, Table, age, escaped, now_unix_ms, span},
+    output::{Output, ShownVersion, Table, age, ago, escaped, now_unix_ms},
     session::Session,
 };
 
@@ -204,9 +204,7 @@ fn write(explain: &ExplainDocument, text: &mut String) {
     let mut table = Table::new(&["replica", "copy", "watermark", "holds", "written", "bytes", ""]);
     let now_unix_ms = now_unix_ms();
     for replica in &explain.replicas {
-        let watermark = replica
-            .watermark_unix_ms
-            .map_or("-".into(), |at| format!("{} ago", span(now_unix_ms.saturating_sub(at))));
+        let watermark = replica.watermark_unix_ms.map_or("-".into(), |at| ago(at, now_unix_ms));
         let mut first = [format!("node-{}", replica.node), replica.copy.to_owned(), watermark];
         let mut remark = match (&replica.reason, replica.behind) {
             (Some(reason), _) => reason.clone(),

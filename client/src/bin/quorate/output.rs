@@ -171,7 +171,12 @@ pub(crate) fn now_unix_ms() -> u64 {
 
 /// How long ago a version was written, by the clock of whoever minted it and by this machine's.
 pub(crate) fn age(version: Version, now_unix_ms: u64) -> String {
-    format!("{} ago", span(now_unix_ms.saturating_sub(version.counter >> 16)))
+    ago(version.counter >> 16, now_unix_ms)
+}
+
+/// How long ago something was.
+pub(crate) fn ago(at_unix_ms: u64, now_unix_ms: u64) -> String {
+    format!("{} ago", span(now_unix_ms.saturating_sub(at_unix_ms)))
 }
 
 /// A span of time in its largest unit.
