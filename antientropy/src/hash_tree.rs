@@ -2,8 +2,9 @@
 //! again to learn that two copies hold the same.
 //!
 //! Each key with its version is an [`Element`]: a *position*, which follows from the key alone, and a *weight*, a keyed
-//! hash of the key and its version's digest. A [`Sum`] of elements is the sum of their weights, and that of their weights
-//! times their positions. A [`HashTree`] has one for each *leaf*, a range of tokens with some sixteen keys, and one for all.
+//! hash of the key's token and of all that a version's digest is of. A [`Sum`] of elements is the sum of their weights, and
+//! that of their weights times their positions. A [`HashTree`] has one for each *leaf*, a range of tokens with some sixteen
+//! keys, and one for all.
 //!
 //! Sums are inner nodes, too: that of a range is the sum of its leaves, at whatever level it is looked at. So a tree stores
 //! leaves and nothing above them but the root, and trees of different depths are compared at the lower one.
@@ -19,7 +20,7 @@ use std::ops::{AddAssign, SubAssign};
 
 use ring::Token;
 
-use crate::{residue::Residue, version::VersionDigest};
+use crate::{residue::Residue, version::Record};
 
 /// Keys of one leaf, on average, when a tree is built.
 pub const KEYS_PER_LEAF: u64 = 16;
@@ -54,13 +55,10 @@ pub struct HashTree {
 }
 
 impl Element {
-    /// The key with this token, with a version of this digest. The secret is the cluster's.
+    /// The key with this token and this record. The secret is the cluster's.
     #[must_use]
-    pub fn new(secret: &[u8; 32], token: Token, digest: VersionDigest) -> Element {
-        let mut input = [0; 24];
-        input[..8].copy_from_slice(&token.0.to_be_bytes());
-        input[8..].copy_from_slice(&digest.0);
-        let hash = blake3::keyed_hash(secret, &input);
+    pub fn new(secret: &[u8; 32], token: Token, record: &Record) -> Element {
+        let hash = record.keyed_hash(secret, &token.0.to_be_bytes());
         let number = u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("eight of 32 bytes"));
         // 64 bits modulo 56: the lowest five weights are not noticeably likelier.
         let weight = Residue::new(number);
@@ -250,11 +248,12 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::version::written;
 
     const SECRET: [u8; 32] = [7; 32];
 
     fn element(token: u64, version: u8) -> Element {
-        Element::new(&SECRET, Token(token), VersionDigest([version; 16]))
+        Element::new(&SECRET, Token(token), &written(version.into()))
     }
 
     fn tree(prefix_bits: u8, keys: u64, content: &[(u64, u8)]) -> HashTree {
@@ -270,10 +269,20 @@ mod tests {
         let first = element(1 << 40, 1);
         assert_ne!(first, element(2 << 40, 1));
         assert_ne!(first, element(1 << 40, 2));
-        let other = Element::new(&[8; 32], Token(1 << 40), VersionDigest([1; 16]));
+        let other = Element::new(&[8; 32], Token(1 << 40), &written(1));
         assert_ne!(first, other);
         assert_eq!(first.position(), other.position());
         assert_ne!(first.weight, element((1 << 40) + 1, 1).weight, "keys of one position");
+    }
+
+    /// Two versions of the program that weighed one record differently would find that everything differs.
+    #[test]
+    fn weights_are_pinned() {
+        let element = element(0x0123_4567_89ab_cdef, 1);
+        assert_eq!(
+            (element.position().get(), element.weight.get()),
+            (0x01_2345_6789_abcd, 0x3b_eaa2_e1c1_bef9)
+        );
     }
 
     #[test]

@@ -432,13 +432,13 @@ mod tests {
     use super::*;
     use crate::{
         hash_tree::{HashTree, position_of},
-        version::VersionDigest,
+        version::written,
     };
 
     const SECRET: [u8; 32] = [3; 32];
 
     fn element(number: u64, version: u8) -> Element {
-        Element::new(&SECRET, token(number), VersionDigest([version; 16]))
+        Element::new(&SECRET, token(number), &written(version.into()))
     }
 
     fn token(number: u64) -> Token {

@@ -330,7 +330,7 @@ impl Scrub {
 /// Of which tree a record is a part, and which.
 fn part_of(key: &[u8; 32], object: &ObjectKey, record: &Record) -> (TreeKind, Element) {
     let kind = TreeKind { keyspace: object.keyspace(), copies: record.copies() };
-    (kind, Element::new(key, object.token(), record.digest()))
+    (kind, Element::new(key, object.token(), record))
 }
 
 /// Changes the trees of a partition. Returns whether one has become too coarse.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     hash_tree::{Element, Sum},
     sketch::{CELL_BYTES, Cell, Survey},
-    version::{Actor, Context, CopyCount, Counter, Dot, LwwVersion, Record, Value, VersionDigest},
+    version::{Actor, Context, CopyCount, Counter, Dot, LwwVersion, Record, Value, written},
 };
 
 const KEYSPACE: KeyspaceId = KeyspaceId(9);
@@ -128,7 +128,7 @@ fn responses_are_pinned() {
     pin_response(&differs, &["02", LEVELS_HEX, "01 0007", &survey_hex, &cells_hex()]);
     pin_response(&Response::Cells(cells()), &["03", &cells_hex()]);
     let mut sum = Sum::ZERO;
-    sum += Element::new(&[7; 32], Token(1 << 60), VersionDigest([1; 16]));
+    sum += Element::new(&[7; 32], Token(1 << 60), &written(1));
     let sum_hex = hex(&sum.weights.to_bytes()) + &hex(&sum.moments.to_bytes());
     pin_response(&Response::Sums(vec![None, Some((4, vec![sum]))]), &["04 02 00 05 01", &sum_hex]);
     let keys = Response::KeyCells { keys: 300, survey: survey.clone(), cells: cells() };

@@ -100,7 +100,7 @@ impl MemoryReplica {
     }
 
     fn weigh(&self, token: Token, record: &Record) -> Element {
-        Element::new(&self.secret, token, record.digest())
+        Element::new(&self.secret, token, record)
     }
 
     fn tree_mut(&mut self, keyspace: KeyspaceId, token: Token, copies: CopyCount) -> &mut HashTree {

@@ -50,31 +50,44 @@ impl Record {
     ///
     /// Positions instead of actors keep three entries with a value within one block of the hash.
     pub fn digest(&self) -> VersionDigest {
-        let mut stack = [0; STACK_LEN];
-        let mut free = &mut stack[..];
-        let hash = match self {
-            Record::Siblings(set) if siblings_len_max(set) > STACK_LEN => {
-                let mut heap = Vec::with_capacity(siblings_len_max(set));
-                put_siblings(set, &mut heap);
-                blake3::keyed_hash(HASH_KEY, &heap)
-            }
-            Record::Siblings(_) | Record::Lww(_) => {
-                match self {
-                    Record::Siblings(set) => put_siblings(set, &mut free),
-                    Record::Lww(version) => put_lww(version, &mut free),
-                }
-                let len = STACK_LEN - free.len();
-                blake3::keyed_hash(HASH_KEY, &stack[..len])
-            }
-        };
         let mut digest = VersionDigest::ABSENT;
-        digest.0.copy_from_slice(&hash.as_bytes()[..16]);
+        digest.0.copy_from_slice(&self.keyed_hash(HASH_KEY, &[]).as_bytes()[..16]);
         if digest == VersionDigest::ABSENT {
             digest.0[15] = 1;
         }
         digest
     }
+
+    /// The keyed BLAKE3 of a prefix and, after it, of what [`digest`](Self::digest) is of.
+    pub(crate) fn keyed_hash(&self, key: &[u8; 32], prefix: &[u8]) -> blake3::Hash {
+        let len_max = prefix.len()
+            + match self {
+                Record::Siblings(set) => siblings_len_max(set),
+                Record::Lww(_) => LWW_LEN,
+            };
+        if len_max > STACK_LEN {
+            let mut heap = Vec::with_capacity(len_max);
+            self.put_version(prefix, &mut heap);
+            return blake3::keyed_hash(key, &heap);
+        }
+        let mut stack = [0; STACK_LEN];
+        let mut free = &mut stack[..];
+        self.put_version(prefix, &mut free);
+        let len = STACK_LEN - free.len();
+        blake3::keyed_hash(key, &stack[..len])
+    }
+
+    fn put_version(&self, prefix: &[u8], out: &mut impl BufMut) {
+        out.put_slice(prefix);
+        match self {
+            Record::Siblings(set) => put_siblings(set, out),
+            Record::Lww(version) => put_lww(version, out),
+        }
+    }
 }
+
+/// What [`put_lww`] writes.
+const LWW_LEN: usize = 27;
 
 /// At least as long as what [`put_siblings`] writes.
 fn siblings_len_max(set: &SiblingSet) -> usize {
@@ -177,12 +190,13 @@ mod tests {
         // Around the length at which the input moves to the heap, the digest is still a function of the version.
         for writes in 1..40 {
             let record = Record::Siblings(set(writes, &Value::new("v")));
-            let mut input = Vec::new();
-            match &record {
-                Record::Siblings(set) => put_siblings(set, &mut input),
-                Record::Lww(version) => put_lww(version, &mut input),
+            for prefix in [&b""[..], &[7; 8]] {
+                let mut input = Vec::new();
+                record.put_version(prefix, &mut input);
+                let hash = blake3::keyed_hash(HASH_KEY, &input);
+                assert_eq!(record.keyed_hash(HASH_KEY, prefix), hash);
+                assert!(!prefix.is_empty() || record.digest().0 == hash.as_bytes()[..16]);
             }
-            assert_eq!(record.digest().0, blake3::keyed_hash(HASH_KEY, &input).as_bytes()[..16]);
         }
     }
 }

@@ -41,3 +41,10 @@ pub use record::{MergeOutcome, Record};
 pub use seal::{CONTEXT_ENTRIES_MAX, ContextError, ContextKey};
 pub use siblings::SiblingSet;
 pub use watermark::{Cut, Pruned};
+
+/// A record that nothing but its version tells from others.
+#[cfg(test)]
+pub(crate) fn written(version: u64) -> Record {
+    let dot = Dot { counter: Counter(version + 1), actor: Actor(1) };
+    Record::Lww(LwwVersion::write(dot, &Context::new(), None, CopyCount::DEFAULT))
+}

@@ -175,7 +175,7 @@ impl<S: Store> Replica for Facing<'_, S> {
     fn element(&self, _: KeyspaceId, object: &Object) -> Option<Element> {
         let key = self.local.replica.trees.key();
         let record = object.record.as_ref()?;
-        Some(Element::new(key, Token::of_key(&object.key), record.digest()))
+        Some(Element::new(key, Token::of_key(&object.key), record))
     }
 
     fn elements(
@@ -190,7 +190,7 @@ impl<S: Store> Replica for Facing<'_, S> {
         self.each(tree.kind.keyspace, span, stretch, |object, record, _| {
             if record.copies().includes(tree.kind.copies) {
                 is_over = elements.len() >= limit;
-                elements.push(Element::new(&key, object.token(), record.digest()));
+                elements.push(Element::new(&key, object.token(), &record));
             }
             !is_over
         })?;
