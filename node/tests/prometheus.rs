@@ -38,8 +38,11 @@ const OUT_OF_SYNC: &str =
 const OUT_OF_SYNC_AT_WORST: &str = "max(max_over_time(quorate_antientropy_in_sync_age_seconds[5m]))";
 /// Records that were repaired, by the way they came.
 const REPAIRED: &str = "sum by (path) (increase(quorate_repair_objects_total{path!=\"write\"}[5m]))";
-/// Bytes a second of it at the busiest moment.
-const REPAIR_RATE: &str = "max_over_time(sum(irate(quorate_repair_bytes_total{path!=\"write\"}[5s]))[5m:1s])";
+/// Bytes a second of it in the busiest minute.
+///
+/// A minute, because it has to reach over the time that the node was away: what a node repaired between its start and the
+/// first scrape is only in the difference to what was scraped of it before.
+const REPAIR_RATE: &str = "max_over_time(sum(rate(quorate_repair_bytes_total{path!=\"write\"}[1m]))[5m:1s])";
 /// How late the slowest tenth of the writes came to their replicas by exchanges, in seconds.
 const LATE: &str = "histogram_quantile(0.9, sum by (le) \
      (increase(quorate_replication_lag_seconds_bucket{path=\"anti_entropy\"}[5m])))";
