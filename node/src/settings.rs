@@ -76,8 +76,11 @@ pub struct Settings {
     pub exchanges_max: usize,
     /// Bytes that wait for this node's own disk while it leads an exchange, from which on it asks for no more.
     pub exchange_unsynced_max: usize,
-    /// Keys that are scanned in one turn.
+    /// Keys that an exchange or a scrub scans in one turn.
     pub scan_stretch_keys: usize,
+    /// Keys that are scanned in one turn while a partition has no hash trees. Each stretch costs a search in all tables of
+    /// the store; more has them sooner after a start, and requests meanwhile wait longer for their turn.
+    pub build_stretch_keys: usize,
     /// How long it takes to read all that is stored and to compare it with what should be there.
     pub scrub_interval: Duration,
     /// An exchange that got no answer for so long is given up and tried again later.
@@ -124,7 +127,7 @@ impl Settings {
         assert!(positive.iter().all(|duration| !duration.is_zero()), "intervals are positive");
         assert!(self.probe_round_trip < self.probe_interval, "a probe has time for its second round");
         assert!(self.hedge_window > 0, "a window has answers");
-        assert!(self.scan_stretch_keys > 0, "a stretch has keys");
+        assert!(self.scan_stretch_keys > 0 && self.build_stretch_keys > 0, "a stretch has keys");
     }
 
     /// The defaults, under a cluster's secret.
@@ -162,6 +165,7 @@ impl Settings {
             exchanges_max: 4,
             exchange_unsynced_max: 1 << 20,
             scan_stretch_keys: 64,
+            build_stretch_keys: 256,
             scrub_interval: Duration::from_secs(7 * 86_400),
             exchange_silent_after: Duration::from_secs(2),
             settled_after: Duration::from_secs(15),

@@ -91,6 +91,7 @@ struct Next {
     after: Option<Bytes>,
     /// Whether the scan begins with it.
     is_first: bool,
+    is_scrub: bool,
 }
 
 impl Trees {
@@ -250,9 +251,14 @@ impl Trees {
             }
             self.scrub.pause_until = now + SCRUB_PAUSE;
         }
-        let (partition, keyspace) = (building.partition, building.keyspaces.last().copied());
         let is_first = !std::mem::replace(&mut building.has_begun, true);
-        Some(Next { partition, keyspace, after: building.after.clone(), is_first })
+        Some(Next {
+            partition: building.partition,
+            keyspace: building.keyspaces.last().copied(),
+            after: building.after.clone(),
+            is_first,
+            is_scrub: building.is_scrub,
+        })
     }
 
     /// The records of a stretch that was scanned, up to a key or to the end of the keyspace.
@@ -387,9 +393,10 @@ impl<S: Store> Local<S> {
     /// Scans the next stretch of a partition that has no trees yet, or is to be scrubbed.
     pub(crate) fn build_trees(&mut self) {
         let Some(document) = self.document.clone() else { return };
-        let (now, limit) = (self.now.monotonic, self.settings.scan_stretch_keys);
+        let now = self.now.monotonic;
         let keyspaces = document.keyspaces.keys().copied();
-        let Some(Next { partition, keyspace, after, is_first }) = self.replica.trees.next(now, keyspaces)
+        let Some(Next { partition, keyspace, after, is_first, is_scrub }) =
+            self.replica.trees.next(now, keyspaces)
         else {
             return;
         };
@@ -405,6 +412,7 @@ impl<S: Store> Local<S> {
             return;
         };
         let (start, end) = ObjectKey::range(keyspace, partition, document.partitions);
+        let limit = if is_scrub { self.settings.scan_stretch_keys } else { self.settings.build_stretch_keys };
         let scanned = self.scan(partition, after.as_ref().unwrap_or(&start), &end, limit);
         self.replica.trees.put_off(partition, now);
         let Ok(scanned) = scanned else { return };

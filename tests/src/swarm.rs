@@ -667,6 +667,7 @@ fn draw_settings(random: &mut Random, faults: &Faults) -> Settings {
         exchange_silent_after: ms(*random.pick(&[200, 2000])),
         exchange_unsynced_max: rare(random, usual.exchange_unsynced_max, 1),
         scan_stretch_keys: rare(random, usual.scan_stretch_keys, 1),
+        build_stretch_keys: rare(random, usual.build_stretch_keys, 1),
         scrub_interval: ms(*random.pick(&[2000, 20_000])),
         requests_max: rare(random, usual.requests_max, 3),
         unsynced_bytes_max: rare(random, usual.unsynced_bytes_max, 600),
