@@ -5,7 +5,7 @@
 //!
 //! | | node | client |
 //! |---|---|---|
-//! | URI | `quorate:node` | `quorate:client/read`, `.../write` or `.../admin` |
+//! | URI | `quorate:node` | `quorate:client/read`, `.../write` or `.../admin`, see [`Role`] |
 //! | DNS | [`SERVER_NAME`] and the hosts given | none |
 //! | use | server and client: nodes connect to each other | client alone |
 //!
@@ -91,6 +91,12 @@ pub enum CertificateError {
     /// A client's certificate is for no host: with the name of a node it could pass for one.
     #[error("a client's certificate is for no host, and `{0}` was given")]
     HostOfClient(String),
+    /// The role is bound to keyspaces that can have no such names, or should be bound to none.
+    #[error(
+        "`{0}` is no role: reading and writing may be bound to keyspaces by their names, which are letters, digits, `-`, `_` \
+         and `.`, at most 64; administration is of the whole cluster"
+    )]
+    BadRole(Role),
     /// It would have ended before it began.
     #[error("a certificate of no days")]
     NoDays,
@@ -343,7 +349,10 @@ fn params(name: &str, now: SystemTime, days: u32) -> Result<CertificateParams, C
 /// The role, and for a node the names that others may know it by.
 fn alternative_names(request: &Request) -> Result<Vec<SanType>, CertificateError> {
     let mut names = vec![SanType::URI(request.role.to_string().try_into()?)];
-    match request.role {
+    match &request.role {
+        Role::Client(grant) if !grant.is_valid() => {
+            return Err(CertificateError::BadRole(request.role.clone()));
+        }
         Role::Client(_) => match request.hosts.first() {
             Some(host) => return Err(CertificateError::HostOfClient(host.clone())),
             None => return Ok(names),

@@ -138,6 +138,9 @@ pub enum Refusal {
     /// The request was malformed.
     #[error("malformed request")]
     Malformed,
+    /// The certificate is bound to other keyspaces.
+    #[error("forbidden: the certificate's role is bound to other keyspaces")]
+    OtherKeyspaces,
 }
 
 /// What is too large, which follows from its limit.

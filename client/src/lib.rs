@@ -15,7 +15,7 @@ pub mod tls;
 pub mod udp;
 pub mod wire;
 
-pub use access::{Access, Role, UnknownRole};
+pub use access::{Access, Grant, Role, UnknownRole};
 pub use error::{DoubtCause, GetError, Limit, Refusal, WriteError};
 pub use level::{Copies, Level, LevelError, Operation, Preset, Required, UnknownLevel, overlaps};
 pub use library::{

@@ -18,7 +18,7 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR_S: u64 = 3_600;
-const WRITER: Role = Role::Client(Access::Write);
+const WRITER: Role = Role::client(Access::Write);
 
 /// A directory of its own for each test.
 struct Directory(PathBuf);
@@ -166,8 +166,8 @@ fn a_client_is_a_client_alone_and_has_no_name_of_a_host() {
     let dir = Directory::new("client");
     let authority = Authority::create(&dir.0).unwrap();
     for access in [Access::Read, Access::Write, Access::Admin] {
-        let role = Role::Client(access);
-        let certificate = der(&issue(&authority, role).certificate_pem);
+        let role = Role::client(access);
+        let certificate = der(&issue(&authority, role.clone()).certificate_pem);
         let (names, uses, _) = described(&certificate);
         assert_eq!(names, [format!("URI({role})")]);
         assert_eq!(uses, ["client"]);
@@ -287,7 +287,7 @@ fn a_certificate_has_one_role_that_is_known_or_none() {
     let dir = Directory::new("roles");
     Authority::create(&dir.0).unwrap();
     let role = |uris: &[&str]| role_of(&[der(&issue_by_hand(&dir, uris).certificate_pem)]);
-    assert_eq!(role(&["spiffe://example.org/db", "quorate:client/read"]), Ok(Role::Client(Access::Read)));
+    assert_eq!(role(&["spiffe://example.org/db", "quorate:client/read"]), Ok(Role::client(Access::Read)));
     assert_eq!(role(&[]), Err(RoleError::NoRole));
     assert_eq!(role(&["spiffe://example.org/db"]), Err(RoleError::NoRole));
     assert_eq!(role(&["QUORATE:node"]), Err(RoleError::NoRole));
@@ -340,7 +340,7 @@ impl Files {
 fn good_files_are_good_and_say_when_they_end() {
     let files = Files::new("good");
     let material = files.load().unwrap();
-    assert_eq!(material.role(), WRITER);
+    assert_eq!(*material.role(), WRITER);
     let certificate = der(&fs::read_to_string(files.dir.path("app.pem")).unwrap());
     assert_eq!(Some(material.expires_unix_s()), expires_unix_s(&[certificate]));
 }

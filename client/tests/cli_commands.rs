@@ -7,7 +7,10 @@ mod fake;
 
 use std::time::{Duration, Instant};
 
-use client::{Access, Limit, Refusal};
+use client::{
+    Access, Limit, Refusal,
+    wire::{ControlReply, ControlRequest, NodeVitals},
+};
 use fake::{
     Act, Asked, DEFAULT, FakeCluster, Folder, black_hole,
     cli::{bare, command, finish, interrupt, quorate, with_input},
@@ -104,6 +107,49 @@ async fn exit_codes_tell_a_definite_failure_from_a_doubtful_one() {
     });
     quorate(&cluster, &["get", "k", "--timeout", "300ms"]).await.expect_error(5, "did not answer");
     quorate(&cluster, &["get", "k", "--keyspace", "nope"]).await.expect_error(3, "no such keyspace: `nope`");
+}
+
+#[tokio::test]
+async fn top_shows_every_member_once_where_there_is_no_terminal() {
+    let cluster = FakeCluster::start(3).await;
+    let top = ["top", "--interval", "100ms"];
+    let shown = quorate(&cluster, &top).await.expect(0);
+    assert!(shown.stdout.contains("3 of 3 members up"), "{shown:?}");
+    assert_eq!(shown.stdout.lines().filter(|line| line.starts_with("node-")).count(), 3, "{shown:?}");
+    assert!(!shown.stdout.contains('\x1b'), "{shown:?}");
+    let json = quorate(&cluster, &[&top[..], &["--json"]].concat()).await.expect(0).json();
+    assert_eq!(json["members"][2]["reads_per_second"], json!(0.0));
+    assert_eq!(json["members"][2]["storage_free"], json!(0.5));
+    quorate(&cluster, &["top", "--count", "0"]).await.expect(2);
+}
+
+#[tokio::test]
+async fn the_doctor_tells_what_is_wrong_from_what_may_be_and_says_what_to_do() {
+    let cluster = FakeCluster::start(3).await;
+    let well = quorate(&cluster, &["doctor"]).await.expect(0);
+    assert!(!well.stdout.contains("problem:"), "{well:?}");
+    assert!(well.stdout.contains("warning: data: node-2: 1 of 64 copies are filling"), "{well:?}");
+    cluster.script(|asked| match asked {
+        Asked::Control(ControlRequest::Vitals) => {
+            let vitals = NodeVitals {
+                certificate_expires_unix_s: 1,
+                certificates_refused: true,
+                ..NodeVitals::default()
+            };
+            Act::Control(Ok(ControlReply::Vitals(Box::new(vitals))))
+        }
+        _ => Act::Serve,
+    });
+    let ill = quorate(&cluster, &["doctor"]).await.expect(3);
+    assert!(ill.stdout.contains("problem: certificates: node-1: its certificate has expired"), "{ill:?}");
+    assert!(ill.stdout.contains("quorate cert node NAME --replace"), "{ill:?}");
+    assert!(
+        ill.stdout.contains("warning: clocks: node-1, node-2, node-3: its clock and this machine's"),
+        "{ill:?}"
+    );
+    let json = quorate(&cluster, &["doctor", "--json"]).await.expect(3).json();
+    assert_eq!(json["findings"][0]["grade"], json!("problem"));
+    assert_eq!(json["findings"][0]["subject"], json!("certificates"));
 }
 
 #[tokio::test]
@@ -345,8 +391,8 @@ async fn certificates_are_made_without_a_cluster_and_work() {
             &file(&format!("{name}-key.pem")),
         )
     };
-    assert_eq!(load("ops").unwrap().role(), client::Role::Client(Access::Admin));
-    assert_eq!(load("node-1").unwrap().role(), client::Role::Node);
+    assert_eq!(*load("ops").unwrap().role(), client::Role::client(Access::Admin));
+    assert_eq!(*load("node-1").unwrap().role(), client::Role::Node);
 }
 
 #[tokio::test]

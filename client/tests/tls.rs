@@ -28,7 +28,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const NODE: Role = Role::Node;
-const WRITER: Role = Role::Client(Access::Write);
+const WRITER: Role = Role::client(Access::Write);
 
 /// TLS alerts, as QUIC carries them.
 const CERTIFICATE_EXPIRED: u8 = 45;
@@ -157,10 +157,10 @@ fn assert_nothing_passed(outcome: &Outcome) {
 fn nodes_and_clients_of_one_authority_get_in_with_their_roles() {
     let cluster = Cluster::new("good");
     let node = cluster.material(NODE, 0);
-    let roles = [NODE, WRITER, Role::Client(Access::Read), Role::Client(Access::Admin)];
+    let roles = [NODE, WRITER, Role::client(Access::Read), Role::client(Access::Admin)];
     for role in roles {
-        let caller = cluster.material(role, 0);
-        assert_eq!(caller.role(), role);
+        let caller = cluster.material(role.clone(), 0);
+        assert_eq!(*caller.role(), role);
         let outcome = run(listening(&node), connecting(&caller));
         assert_eq!(outcome.heard.expect("it gets in"), b"pong");
         assert_eq!(outcome.told.expect("it gets in"), (role, b"ping".to_vec()));
@@ -266,7 +266,7 @@ fn an_unknown_protocol_is_refused() {
 #[test]
 fn a_client_cannot_pass_for_a_node() {
     let cluster = Cluster::new("impostor");
-    let impostor = cluster.material(Role::Client(Access::Admin), 0);
+    let impostor = cluster.material(Role::client(Access::Admin), 0);
     let outcome = run(listening(&impostor), connecting(&cluster.material(WRITER, 0)));
     assert_nothing_passed(&outcome);
     let refused = outcome.heard.expect_err("refused").to_string();
@@ -336,7 +336,7 @@ fn certificates_of_an_authority_between_are_shown_with_it() {
     let node = load("quorate:node", &[&between_pem]).expect("the chain is whole");
     let caller = load("quorate:client/read", &[&between_pem]).expect("the chain is whole");
     let outcome = run(listening(&node), connecting(&caller));
-    assert_eq!(outcome.told.expect("it gets in").0, Role::Client(Access::Read));
+    assert_eq!(outcome.told.expect("it gets in").0, Role::client(Access::Read));
     let alone = load("quorate:node", &[]).expect_err("nobody could tell who issued it");
     assert!(alone.to_string().contains("UnknownIssuer"), "{alone}");
 }

@@ -9,8 +9,8 @@ mod wire_values;
 use bytes::{Bytes, BytesMut};
 use client::wire::{
     ClientHello, ClientMessage, ControlError, ControlReply, ControlRequest, CopyState, DecodeError,
-    HeldRecord, HeldVersion, KeysPage, NewKeyspace, NodeStatus, PeerStatus, ReplicaView, ServerMessage,
-    ServerWelcome, SyncStatus,
+    HeldRecord, HeldVersion, KeysPage, NewKeyspace, NodeStatus, NodeVitals, PeerStatus, ReplicaView,
+    RequestVitals, ServerMessage, ServerWelcome, SyncStatus,
 };
 use proptest::{collection::vec, option, prelude::*, sample::Index};
 use ring::{ClusterId, Epoch, KeyspaceId, NodeId, PartitionId, StoreId};
@@ -48,6 +48,7 @@ fn control_request() -> impl Strategy<Value = ControlRequest> {
     prop_oneof![
         Just(ControlRequest::Document),
         Just(ControlRequest::Status),
+        Just(ControlRequest::Vitals),
         (any::<u32>(), bytes())
             .prop_map(|(keyspace, key)| ControlRequest::Explain { keyspace: KeyspaceId(keyspace), key }),
         keys_request(),
@@ -146,6 +147,31 @@ prop_compose! {
     }
 }
 
+fn vitals() -> impl Strategy<Value = NodeVitals> {
+    let requests = (any::<u64>(), any::<u64>(), vec(any::<u64>(), 0..4))
+        .prop_map(|(succeeded, unanswered, durations)| RequestVitals { succeeded, unanswered, durations });
+    let limits = vec(("[a-z]{1,4}", "[a-z0-9]{0,4}"), 0..3);
+    (any::<[u64; 8]>(), any::<bool>(), vec(any::<u64>(), 0..4), limits, vec(requests, 2..=2)).prop_map(
+        |(numbers, is_refused, bounds, limits, requests)| NodeVitals {
+            wall_unix_ms: numbers[0],
+            reads: requests[0].clone(),
+            writes: requests[1].clone(),
+            refused: numbers[1],
+            duration_bounds_us: bounds,
+            repaired_objects: numbers[2],
+            repaired_bytes: numbers[3],
+            storage_bytes: numbers[4],
+            storage_free_bytes: numbers[5],
+            storage_size_bytes: numbers[6],
+            certificate_expires_unix_s: numbers[7],
+            ca_expires_unix_s: numbers[0],
+            certificates_refused: is_refused,
+            cluster_settings: numbers[1],
+            limits,
+        },
+    )
+}
+
 fn control_reply() -> impl Strategy<Value = ControlReply> {
     prop_oneof![
         document().prop_map(|document| ControlReply::Document(Box::new(document))),
@@ -158,6 +184,7 @@ fn control_reply() -> impl Strategy<Value = ControlReply> {
         }),
         any::<u64>().prop_map(|epoch| ControlReply::Readmitted { epoch: Epoch(epoch) }),
         vec(any::<u32>().prop_map(NodeId), 0..4).prop_map(|peers| ControlReply::RepairBegun { peers }),
+        vitals().prop_map(|vitals| ControlReply::Vitals(Box::new(vitals))),
     ]
 }
 

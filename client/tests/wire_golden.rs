@@ -10,9 +10,9 @@ use client::{
     WriteOptions, WriteReply,
     wire::{
         ClientHello, ClientMessage, ControlError, ControlReply, ControlRequest, CopyState, FrameReader,
-        HeldRecord, HeldVersion, KeysPage, MESSAGE_BYTES_MAX, NewKeyspace, NodeStatus, PeerStatus,
-        ReplicaView, ServerMessage, ServerWelcome, SyncStatus, decode_reply, decode_request, encode_reply,
-        encode_request,
+        HeldRecord, HeldVersion, KeysPage, MESSAGE_BYTES_MAX, NewKeyspace, NodeStatus, NodeVitals,
+        PeerStatus, ReplicaView, RequestVitals, ServerMessage, ServerWelcome, SyncStatus, decode_reply,
+        decode_request, encode_reply, encode_request,
     },
 };
 use ring::{
@@ -328,6 +328,7 @@ fn every_error_is_pinned() {
         (Refusal::Forbidden { needs: Access::Write }, "0e 02"),
         (Refusal::Forbidden { needs: Access::Admin }, "0e 03"),
         (Refusal::Malformed, "0f"),
+        (Refusal::OtherKeyspaces, "10"),
     ];
     for (refusal, code) in refusals {
         pin_reply(&Reply::Write(Err(WriteError::Refused(refusal.clone()))), &format!("02 01 {code}"));
@@ -371,6 +372,7 @@ fn control_requests_are_pinned() {
         (ControlRequest::Readmit { node: NodeId(5) }, "05 05"),
         (ControlRequest::Repair { partition: None }, "06 00"),
         (ControlRequest::Repair { partition: Some(PartitionId(300)) }, "06 01 ac02"),
+        (ControlRequest::Vitals, "07"),
     ];
     for (request, code) in requests {
         let code = code.replace(' ', "");
@@ -395,6 +397,23 @@ fn document() -> ClusterDocument {
 #[test]
 fn control_replies_are_pinned() {
     let sync = Some(SyncStatus { age_ms: 17, is_known: true, partitions_differed: 18 });
+    let vitals = NodeVitals {
+        wall_unix_ms: 1,
+        reads: RequestVitals { succeeded: 2, unanswered: 3, durations: vec![4] },
+        writes: RequestVitals { succeeded: 5, unanswered: 6, durations: Vec::new() },
+        refused: 7,
+        duration_bounds_us: vec![300],
+        repaired_objects: 8,
+        repaired_bytes: 9,
+        storage_bytes: 10,
+        storage_free_bytes: 11,
+        storage_size_bytes: 12,
+        certificate_expires_unix_s: 13,
+        ca_expires_unix_s: 14,
+        certificates_refused: true,
+        cluster_settings: 15,
+        limits: vec![("a".to_owned(), "b".to_owned())],
+    };
     let status = NodeStatus {
         node: NodeId(1),
         version: "0.1.0".to_owned(),
@@ -447,6 +466,10 @@ fn control_replies_are_pinned() {
         (Ok(created), "00 04 01 02"),
         (Ok(ControlReply::Readmitted { epoch: Epoch(300) }), "00 05 ac02"),
         (Ok(ControlReply::RepairBegun { peers: vec![NodeId(1), NodeId(300)] }), "00 06 02 01 ac02"),
+        (
+            Ok(ControlReply::Vitals(Box::new(vitals))),
+            "00 07 01 02 03 0104 05 06 00 07 01ac02 08 09 0a 0b 0c 0d 0e 01 0f 01 0161 0162",
+        ),
         (Err(ControlError::Forbidden { needs: Access::Admin }), "01 00 02"),
         (Err(ControlError::NotReady), "01 01"),
         (Err(ControlError::UnknownKeyspace), "01 02"),
@@ -458,6 +481,7 @@ fn control_replies_are_pinned() {
         (Err(ControlError::NotEverywhere { epoch: Epoch(3) }), "01 08 03"),
         (Err(ControlError::Overloaded), "01 09"),
         (Err(ControlError::Unsupported), "01 0a"),
+        (Err(ControlError::OtherKeyspaces), "01 0b"),
     ];
     for (reply, code) in replies {
         let code = code.replace(' ', "");

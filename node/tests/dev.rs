@@ -98,10 +98,10 @@ fn every_signal_that_asks_for_an_end_gets_one_in_good_order() {
 }
 
 #[test]
-fn a_node_that_is_hung_up_ends_in_good_order_and_the_command_that_starts_it_again_works() {
+fn a_node_that_is_stopped_ends_in_good_order_and_the_command_that_starts_it_again_works() {
     let (folder, ports) = (Folder::new(), free_ports(2));
     let mut ready = Ready::start(dev(&folder.0, ports, &["--processes"]));
-    running::signal(pids(&folder.0)[1], "-HUP");
+    running::signal(pids(&folder.0)[1], "-TERM");
     let said = ready.line();
     let again = said.trim().strip_prefix("node 2 has ended (exit status: 0); start it again with: ").unwrap();
     let mut again =

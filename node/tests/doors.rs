@@ -8,6 +8,7 @@ mod running;
 mod settings;
 
 use std::{
+    collections::BTreeMap,
     net::{SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,12 +17,12 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use client::{
-    Access, Client, ClientConfig, Level, Refusal, Role, WriteFailure,
+    Access, Client, ClientConfig, Grant, Level, ReadFailure, Refusal, Role, WriteFailure,
     certificates::{Authority, Request},
     tls::{self, Material},
     wire::{
         ALPN_CLIENT, ALPN_PEER, ClientHello, ClientMessage, ControlError, FrameReader, MESSAGE_BYTES_MAX,
-        PROTOCOL_VERSION, ServerMessage, put_frame,
+        NewKeyspace, PROTOCOL_VERSION, ServerMessage, put_frame,
     },
 };
 use quinn::{
@@ -142,15 +143,25 @@ fn hello() -> BytesMut {
     out
 }
 
+/// A keyspace to be, with the defaults.
+fn keyspace_called(name: &str) -> NewKeyspace {
+    NewKeyspace {
+        name: name.to_owned(),
+        replication: BTreeMap::new(),
+        conflict: ring::ConflictPolicy::Siblings,
+        durability: ring::Durability::Disk,
+    }
+}
+
 #[tokio::test]
 async fn certificates_that_are_not_for_it_open_no_door() {
     let running = Running::threads(1);
     let (own, foreign) = (Papers::of(&running), Papers::foreign(&running));
-    let admin = Role::Client(Access::Admin);
+    let admin = Role::client(Access::Admin);
     let cases = [
-        ("a foreign authority's client", foreign.tls(admin, "stranger", ALPN_CLIENT)),
+        ("a foreign authority's client", foreign.tls(admin.clone(), "stranger", ALPN_CLIENT)),
         ("a foreign authority's node", foreign.tls(Role::Node, "impostor", ALPN_PEER)),
-        ("a client among nodes", own.tls(admin, "climber", ALPN_PEER)),
+        ("a client among nodes", own.tls(admin.clone(), "climber", ALPN_PEER)),
         ("a node among clients", own.tls(Role::Node, "node-9", ALPN_CLIENT)),
         ("a protocol that nobody speaks", own.tls(admin, "tourist", b"h3")),
     ];
@@ -170,30 +181,70 @@ async fn certificates_that_are_not_for_it_open_no_door() {
 async fn a_role_allows_what_it_says_and_names_what_is_lacking() {
     let running = Running::threads(1);
     let papers = Papers::of(&running);
-    let config = papers.client_config(&running, Role::Client(Access::Read), "reader");
+    let config = papers.client_config(&running, Role::client(Access::Read), "reader");
     let reader = Client::connect(config).await.unwrap();
     let keyspace = reader.default_keyspace().unwrap();
     assert!(keyspace.get("key").send().await.unwrap().values.is_empty());
     let refused = keyspace.put("key", "value").send().await.unwrap_err();
     assert_eq!(refused, WriteFailure::Refused(Refusal::Forbidden { needs: Access::Write }));
-    let config = papers.client_config(&running, Role::Client(Access::Write), "writer");
+    let config = papers.client_config(&running, Role::client(Access::Write), "writer");
     let writer = Client::connect(config).await.unwrap();
     writer.default_keyspace().unwrap().put("key", "value").send().await.unwrap();
-    let spec = client::wire::NewKeyspace {
-        name: "more".to_owned(),
-        replication: std::collections::BTreeMap::new(),
-        conflict: ring::ConflictPolicy::Siblings,
-        durability: ring::Durability::Disk,
-    };
-    let refused = writer.create_keyspace(spec, PATIENCE).await.unwrap_err();
+    let refused = writer.create_keyspace(keyspace_called("more"), PATIENCE).await.unwrap_err();
     assert_eq!(refused, ControlError::Forbidden { needs: Access::Admin }.into());
     assert!(refused.to_string().contains("quorate:client/admin"), "{refused}");
 }
 
 #[tokio::test]
+async fn a_role_is_bound_to_the_keyspaces_that_it_names() {
+    let running = Running::threads(3);
+    let papers = Papers::of(&running);
+    let admin = running.client().await;
+    for name in ["carts", "orders"] {
+        admin.create_keyspace(keyspace_called(name), PATIENCE).await.unwrap();
+    }
+    let bound = |access, stem: &str| {
+        let keyspaces = Some(["carts".to_owned(), "later".to_owned()].into());
+        papers.client_config(&running, Role::Client(Grant { access, keyspaces }), stem)
+    };
+    let writer = Client::connect(bound(Access::Write, "writer")).await.unwrap();
+    let [carts, orders] = ["carts", "orders"].map(|name| writer.keyspace(name).unwrap());
+    carts.put("key", "value").send().await.unwrap();
+    assert_eq!(carts.get("key").send().await.unwrap().values.len(), 1);
+    let refused = orders.put("key", "value").send().await.unwrap_err();
+    assert_eq!(refused, WriteFailure::Refused(Refusal::OtherKeyspaces));
+    let refused = orders.delete("key").send().await.unwrap_err();
+    assert_eq!(refused, WriteFailure::Refused(Refusal::OtherKeyspaces));
+    let refused = orders.get("key").send().await.unwrap_err();
+    assert_eq!(refused, ReadFailure::Refused(Refusal::OtherKeyspaces));
+    let id = |name: &str| {
+        let document = writer.document();
+        document.keyspaces.iter().find(|(_, keyspace)| keyspace.name == name).map(|(id, _)| *id).unwrap()
+    };
+    let node = ring::NodeId(1);
+    writer.explain(node, id("carts"), "key", PATIENCE).await.unwrap();
+    let refused = writer.explain(node, id("orders"), "key", PATIENCE).await.unwrap_err();
+    assert_eq!(refused, ControlError::OtherKeyspaces.into());
+    // What shows the cluster as a whole is everybody's.
+    writer.status(node, PATIENCE).await.unwrap();
+
+    // Bound, and of too low a role: what is lacking is the role.
+    let reader = Client::connect(bound(Access::Read, "reader")).await.unwrap();
+    let refused = reader.keyspace("carts").unwrap().put("key", "value").send().await.unwrap_err();
+    assert_eq!(refused, WriteFailure::Refused(Refusal::Forbidden { needs: Access::Write }));
+
+    // A keyspace that did not exist when the certificate was issued, nor when its bearer connected.
+    admin.create_keyspace(keyspace_called("later"), PATIENCE).await.unwrap();
+    writer.keyspace("later").unwrap().put("key", "value").send().await.unwrap();
+    for client in [admin, writer, reader] {
+        client.close().await;
+    }
+}
+
+#[tokio::test]
 async fn nonsense_ends_its_own_connection_and_no_other() {
     let running = Running::threads(1);
-    let material = Papers::of(&running).material(Role::Client(Access::Admin), "noisy");
+    let material = Papers::of(&running).material(Role::client(Access::Admin), "noisy");
     let honest = running.client().await;
     let keyspace = honest.default_keyspace().unwrap();
     let frame = |body: &[u8]| {
@@ -224,7 +275,7 @@ async fn nonsense_ends_its_own_connection_and_no_other() {
 #[tokio::test]
 async fn a_request_that_cannot_be_read_is_refused_and_the_next_is_served() {
     let running = Running::threads(1);
-    let material = Papers::of(&running).material(Role::Client(Access::Admin), "clumsy");
+    let material = Papers::of(&running).material(Role::client(Access::Admin), "clumsy");
     let connection = dial(&running, &material, ALPN_CLIENT).await.unwrap();
     let (mut sender, mut receiver) = connection.open_bi().await.unwrap();
     let mut bytes = hello();
@@ -260,7 +311,7 @@ fn request_body() -> Vec<u8> {
 #[tokio::test]
 async fn frames_in_pieces_and_requests_out_of_order_are_understood() {
     let running = Running::threads(1);
-    let material = Papers::of(&running).material(Role::Client(Access::Admin), "slow");
+    let material = Papers::of(&running).material(Role::client(Access::Admin), "slow");
     let connection = dial(&running, &material, ALPN_CLIENT).await.unwrap();
     let (mut sender, mut receiver) = connection.open_bi().await.unwrap();
     let mut bytes = hello();

@@ -279,6 +279,7 @@ impl Attempts {
             | Refusal::TooManyWriters { .. }
             | Refusal::BadContext
             | Refusal::Forbidden { .. }
+            | Refusal::OtherKeyspaces
             | Refusal::Malformed => Next::Stop,
         }
     }

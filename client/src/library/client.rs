@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     Access, TIMEOUT_DEFAULT,
-    wire::{ControlReply, ControlRequest, NewKeyspace, NodeStatus, ReplicaView},
+    tls::TlsError,
+    wire::{ControlReply, ControlRequest, NewKeyspace, NodeStatus, NodeVitals, ReplicaView},
 };
 
 /// A handle on a cluster: routes each request to a replica of its key, and keeps the cluster document current.
@@ -80,6 +81,16 @@ impl Client {
         self.cluster.refresh(Instant::now() + timeout).await.document.clone()
     }
 
+    /// Reads the files of the certificates that the configuration names anew, for all connections that are made from now on;
+    /// those that exist go on. For a process that outlives its certificate: call it when the files were replaced.
+    ///
+    /// # Errors
+    ///
+    /// If what the files have cannot be used, which names the file and what is wrong; then nothing has changed.
+    pub fn renew_certificates(&self) -> Result<(), TlsError> {
+        self.cluster.renew_certificates()
+    }
+
     /// What the client's certificate allows, as the seed said.
     #[must_use]
     pub fn access(&self) -> Access {
@@ -94,6 +105,18 @@ impl Client {
     pub async fn status(&self, node: NodeId, timeout: Duration) -> Result<NodeStatus, ControlFailure> {
         match self.ask(node, ControlRequest::Status, timeout).await? {
             ControlReply::Status(status) => Ok(*status),
+            _ => Err(ControlFailure::WrongKind { node }),
+        }
+    }
+
+    /// What a node has done since it began, and what its machine has left.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Client::status`].
+    pub async fn vitals(&self, node: NodeId, timeout: Duration) -> Result<NodeVitals, ControlFailure> {
+        match self.ask(node, ControlRequest::Vitals, timeout).await? {
+            ControlReply::Vitals(vitals) => Ok(*vitals),
             _ => Err(ControlFailure::WrongKind { node }),
         }
     }

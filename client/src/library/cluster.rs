@@ -29,7 +29,7 @@ use super::{
 use crate::{
     Access,
     library::ClientConfig,
-    tls::Material,
+    tls::{Material, TlsError},
     wire::{ControlError, ControlReply, ControlRequest},
 };
 
@@ -68,11 +68,9 @@ impl Cluster {
             return Err(ConnectError::NoSeeds);
         }
         let rumours = Arc::new(Rumours::default());
-        let material = Material::load(&config.ca, &config.certificate, &config.key)
-            .map_err(|error| ConnectError::Material(Arc::new(error)))?;
-        let dialer = Dialer::new(&material, rumours.clone())
-            .map_err(|error| ConnectError::Material(Arc::new(error)))?;
-        let dialer = Arc::new(dialer);
+        let unusable = |error| ConnectError::Material(Arc::new(error));
+        let material = load_material(&config).map_err(unusable)?;
+        let dialer = Arc::new(Dialer::new(&material, rumours.clone()).map_err(unusable)?);
         let deadline = Instant::now() + config.connect_timeout;
         let (connection, document) =
             ask_seeds(&dialer, &config.seeds, deadline).await.map_err(ConnectError::Unreachable)?;
@@ -99,6 +97,11 @@ impl Cluster {
         });
         tokio::spawn(follow(Arc::downgrade(&cluster), rumours));
         Ok(cluster)
+    }
+
+    /// Reads the certificates anew, for the connections from now on.
+    pub(crate) fn renew_certificates(&self) -> Result<(), TlsError> {
+        self.dialer.renew(&load_material(&self.config)?)
     }
 
     /// What it was made from.
@@ -308,6 +311,10 @@ async fn ask_seeds(
     })
 }
 
+fn load_material(config: &ClientConfig) -> Result<Material, TlsError> {
+    Material::load(&config.ca, &config.certificate, &config.key)
+}
+
 async fn ask_seed(
     dialer: &Arc<Dialer>,
     seed: &str,
@@ -332,6 +339,7 @@ fn is_passing(error: &ControlError) -> bool {
     match error {
         ControlError::NotReady | ControlError::Overloaded | ControlError::Unsupported => true,
         ControlError::Forbidden { .. }
+        | ControlError::OtherKeyspaces
         | ControlError::UnknownKeyspace
         | ControlError::NotOwner
         | ControlError::StorageFailed

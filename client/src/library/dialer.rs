@@ -44,7 +44,7 @@ const ADDRESSES_MAX: usize = 8;
 
 /// Makes connections. One UDP socket for each family of addresses, opened when it is first needed.
 pub(crate) struct Dialer {
-    config: quinn::ClientConfig,
+    config: Mutex<quinn::ClientConfig>,
     endpoint_v4: Mutex<Option<Endpoint>>,
     endpoint_v6: Mutex<Option<Endpoint>>,
     listener: Arc<dyn Listener>,
@@ -57,9 +57,19 @@ impl Dialer {
     ///
     /// If TLS cannot be set up.
     pub(crate) fn new(material: &Material, listener: Arc<dyn Listener>) -> Result<Dialer, TlsError> {
-        let mut config = tls::client_config(material, ALPN_CLIENT)?;
-        config.transport_config(Arc::new(transport()));
+        let config = Mutex::new(config(material)?);
         Ok(Dialer { config, endpoint_v4: Mutex::new(None), endpoint_v6: Mutex::new(None), listener })
+    }
+
+    /// Shows this certificate from now on.
+    ///
+    /// # Errors
+    ///
+    /// If TLS cannot be set up.
+    pub(crate) fn renew(&self, material: &Material) -> Result<(), TlsError> {
+        let config = config(material)?;
+        *self.config.lock().expect("nothing panics while it holds this") = config;
+        Ok(())
     }
 
     /// Connects to whoever listens at `address`, a `host:port`, and greets.
@@ -109,9 +119,9 @@ impl Dialer {
 
     async fn connect(&self, address: SocketAddr) -> Result<(ServerWelcome, Connection), DialError> {
         let endpoint = self.endpoint(address).map_err(|error| DialError::Socket(error.kind()))?;
-        let connecting = endpoint
-            .connect_with(self.config.clone(), address, tls::SERVER_NAME)
-            .map_err(DialError::Address)?;
+        let config = self.config.lock().expect("nothing panics while it holds this").clone();
+        let connecting =
+            endpoint.connect_with(config, address, tls::SERVER_NAME).map_err(DialError::Address)?;
         let quic = connecting.await.map_err(DialError::of_connection)?;
         match tls::role_of_peer(&quic) {
             Ok(Role::Node) => {}
@@ -170,6 +180,13 @@ async fn welcome(
 /// Why a stream cannot be used.
 fn why_ended(quic: &quinn::Connection) -> DialError {
     quic.close_reason().map_or(DialError::StreamEnded, DialError::of_connection)
+}
+
+/// How connections are made with this certificate.
+fn config(material: &Material) -> Result<quinn::ClientConfig, TlsError> {
+    let mut config = tls::client_config(material, ALPN_CLIENT)?;
+    config.transport_config(Arc::new(transport()));
+    Ok(config)
 }
 
 fn transport() -> TransportConfig {

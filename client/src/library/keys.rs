@@ -267,8 +267,14 @@ impl Partition {
                 continue;
             }
             let Err(cause) = self.fetch(index, deadline).await else { continue };
-            if let Some(ControlFailure::Refused(ControlError::Forbidden { needs })) = cause {
-                return Err(Refusal::Forbidden { needs }.into());
+            match cause {
+                Some(ControlFailure::Refused(ControlError::Forbidden { needs })) => {
+                    return Err(Refusal::Forbidden { needs }.into());
+                }
+                Some(ControlFailure::Refused(ControlError::OtherKeyspaces)) => {
+                    return Err(Refusal::OtherKeyspaces.into());
+                }
+                _ => {}
             }
             if Instant::now() >= deadline {
                 let able = u8::try_from(index).expect("at most as many sources as replicas");
@@ -374,7 +380,8 @@ async fn page(
         | ControlReply::Explain(_)
         | ControlReply::KeyspaceCreated { .. }
         | ControlReply::Readmitted { .. }
-        | ControlReply::RepairBegun { .. } => Err(ControlFailure::WrongKind { node: node.id() }),
+        | ControlReply::RepairBegun { .. }
+        | ControlReply::Vitals(_) => Err(ControlFailure::WrongKind { node: node.id() }),
     }
 }
 

@@ -127,6 +127,7 @@ pub struct Material {
     own: Arc<CertifiedKey>,
     role: Role,
     expires_unix_s: u64,
+    ca_expires_unix_s: u64,
 }
 
 impl Material {
@@ -149,30 +150,37 @@ impl Material {
     /// As [`Material::load`].
     pub fn load_at(ca: &Path, certificate: &Path, key: &Path, now: SystemTime) -> Result<Material, TlsError> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let roots = Arc::new(load_roots(ca, now)?);
+        let (roots, ca_expires_unix_s) = load_roots(ca, now)?;
+        let roots = Arc::new(roots);
         let chain = load_certificates(certificate)?;
         check_dates(&chain[0], certificate, now)?;
         let role =
             role_of(&chain).map_err(|cause| TlsError::Role { path: certificate.to_path_buf(), cause })?;
-        check_acceptance(&roots, &chain, role, now).map_err(|cause| {
+        check_acceptance(&roots, &chain, &role, now).map_err(|cause| {
             let (certificate, ca) = (certificate.to_path_buf(), ca.to_path_buf());
             TlsError::NotAcceptable { certificate, ca, cause }
         })?;
         let expires_unix_s = expires_unix_s(&chain).expect("it was read for its dates");
         let own = Arc::new(load_key(key, chain, certificate)?);
-        Ok(Material { roots, own, role, expires_unix_s })
+        Ok(Material { roots, own, role, expires_unix_s, ca_expires_unix_s })
     }
 
     /// The role in one's own certificate.
     #[must_use]
-    pub fn role(&self) -> Role {
-        self.role
+    pub fn role(&self) -> &Role {
+        &self.role
     }
 
     /// When one's own certificate ends, in seconds of Unix time.
     #[must_use]
     pub fn expires_unix_s(&self) -> u64 {
         self.expires_unix_s
+    }
+
+    /// When the first of the authorities ends that are trusted, in seconds of Unix time.
+    #[must_use]
+    pub fn ca_expires_unix_s(&self) -> u64 {
+        self.ca_expires_unix_s
     }
 
     pub(super) fn roots(&self) -> Arc<RootCertStore> {
@@ -193,10 +201,10 @@ impl fmt::Debug for Material {
     }
 }
 
-/// The authorities of a file that are valid now.
-fn load_roots(path: &Path, now: Duration) -> Result<RootCertStore, TlsError> {
+/// The authorities of a file that are valid now, and when the first of them ends.
+fn load_roots(path: &Path, now: Duration) -> Result<(RootCertStore, u64), TlsError> {
     let mut roots = RootCertStore::empty();
-    let mut outdated = None;
+    let (mut outdated, mut first_end) = (None, u64::MAX);
     for authority in load_certificates(path)? {
         let parsed =
             parse(&authority).ok_or_else(|| TlsError::BadCertificate { path: path.to_path_buf() })?;
@@ -209,12 +217,15 @@ fn load_roots(path: &Path, now: Duration) -> Result<RootCertStore, TlsError> {
             Ok(()) => {
                 let added = roots.add(authority.clone());
                 added.map_err(|_| TlsError::BadCertificate { path: path.to_path_buf() })?;
+                let end =
+                    expires_unix_s(std::slice::from_ref(&authority)).expect("it was read for its dates");
+                first_end = first_end.min(end);
             }
         }
     }
     match outdated {
         Some(error) if roots.is_empty() => Err(error),
-        Some(_) | None => Ok(roots),
+        Some(_) | None => Ok((roots, first_end)),
     }
 }
 
@@ -272,7 +283,7 @@ fn check_dates(certificate: &CertificateDer<'_>, path: &Path, now: Duration) -> 
 fn check_acceptance(
     roots: &Arc<RootCertStore>,
     chain: &[CertificateDer<'static>],
-    role: Role,
+    role: &Role,
     now: Duration,
 ) -> Result<(), rustls::Error> {
     let now = UnixTime::since_unix_epoch(now);
@@ -280,7 +291,7 @@ fn check_acceptance(
         .build()
         .expect("there is a root, and there are no revocation lists");
     as_server.verify_client_cert(&chain[0], &chain[1..], now)?;
-    if role == Role::Node {
+    if *role == Role::Node {
         let as_client = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), provider())
             .build()
             .expect("there is a root, and there are no revocation lists");

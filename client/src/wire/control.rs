@@ -8,6 +8,7 @@ use ring::{ClusterDocument, ConflictPolicy, Durability, Epoch, KeyspaceId, NodeI
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::NodeVitals;
 use crate::{Access, Version};
 
 /// What is asked.
@@ -49,6 +50,8 @@ pub enum ControlRequest {
         /// With those peers alone that have copies of this partition; none for all.
         partition: Option<PartitionId>,
     },
+    /// What the node that is asked has done, and what its machine has left. Needs [`Access::Read`].
+    Vitals,
 }
 
 /// A keyspace to be.
@@ -93,6 +96,8 @@ pub enum ControlReply {
         /// The peers.
         peers: Vec<NodeId>,
     },
+    /// What it has done, and what is left.
+    Vitals(Box<NodeVitals>),
 }
 
 /// Why a control request failed.
@@ -137,6 +142,9 @@ pub enum ControlError {
     /// The node does not understand the request.
     #[error("the node does not understand the request: it is of an older version")]
     Unsupported,
+    /// The certificate is bound to other keyspaces.
+    #[error("forbidden: the certificate's role is bound to other keyspaces")]
+    OtherKeyspaces,
 }
 
 /// How one node fares, as it sees it.

@@ -17,6 +17,7 @@ mod frame;
 mod message;
 mod reply;
 mod request;
+mod vitals;
 
 pub use codec::{DecodeError, UnsupportedVersion, negotiate, negotiate_between};
 
@@ -29,6 +30,7 @@ pub use frame::{FrameError, FrameReader, put_frame};
 pub use message::{ClientHello, ClientMessage, ServerMessage, ServerWelcome};
 pub use reply::{decode_reply, encode_reply};
 pub use request::{decode_request, encode_request};
+pub use vitals::{NodeVitals, RequestVitals};
 
 /// The application protocol of clients, as TLS negotiates it.
 pub const ALPN_CLIENT: &[u8] = b"quorate/1";

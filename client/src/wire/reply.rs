@@ -59,6 +59,7 @@ wire_variants!(Refusal, "refusal", {
     13 => NotReady,
     14 => Forbidden { needs },
     15 => Malformed,
+    16 => OtherKeyspaces,
 });
 wire_variants!(Limit, "limit", { 1 => Requests, 2 => Unsynced, 3 => Hints, 4 => Time });
 wire_variants!(LevelError, "level error", {

@@ -117,7 +117,7 @@ impl FakeCluster {
         issue(&authority, folder.path(), "node", Role::Node);
         for (name, access) in [("admin", Access::Admin), ("writer", Access::Write), ("reader", Access::Read)]
         {
-            issue(&authority, folder.path(), name, Role::Client(access));
+            issue(&authority, folder.path(), name, Role::client(access));
         }
         let endpoints: Vec<_> = (1..=count).map(|_| listen(folder.path())).collect();
         let mut members = BTreeMap::new();
@@ -351,7 +351,7 @@ async fn accept(endpoint: quinn::Endpoint, state: Arc<NodeState>) {
 
 /// Serves one connection until it ends.
 async fn serve(connection: quinn::Connection, state: Arc<NodeState>) -> Option<()> {
-    let Ok(Role::Client(access)) = tls::role_of_peer(&connection) else { return None };
+    let Ok(Role::Client(client::Grant { access, .. })) = tls::role_of_peer(&connection) else { return None };
     let (send, mut receive) = connection.accept_bi().await.ok()?;
     let (replies, queued) = mpsc::unbounded_channel();
     tokio::spawn(write(send, queued));

@@ -11,7 +11,7 @@ use client::{
     WriteReply,
     wire::{
         ControlError, ControlReply, ControlRequest, CopyState, HeldRecord, HeldVersion, KeysPage,
-        NewKeyspace, NodeStatus, PeerStatus, ReplicaView, SyncStatus,
+        NewKeyspace, NodeStatus, NodeVitals, PeerStatus, ReplicaView, RequestVitals, SyncStatus,
     },
 };
 use ring::{
@@ -146,6 +146,7 @@ impl Shared {
         match request {
             ControlRequest::Document => Ok(ControlReply::Document(Box::new(document.clone()))),
             ControlRequest::Status => Ok(ControlReply::Status(Box::new(status(node, &document)))),
+            ControlRequest::Vitals => Ok(ControlReply::Vitals(Box::new(vitals()))),
             ControlRequest::Explain { keyspace, key } => {
                 let values = self.store.lock().unwrap().values(keyspace, &key);
                 Ok(ControlReply::Explain(Box::new(view(node, &values))))
@@ -164,6 +165,24 @@ impl Shared {
                 Ok(ControlReply::Readmitted { epoch: document.epoch })
             }
         }
+    }
+}
+
+/// A node with nothing to complain of.
+fn vitals() -> NodeVitals {
+    let now_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let requests = RequestVitals { succeeded: 4, unanswered: 0, durations: vec![1, 3, 4] };
+    NodeVitals {
+        wall_unix_ms: now_s * 1000,
+        reads: requests.clone(),
+        writes: requests,
+        duration_bounds_us: vec![100, 1000, 10_000],
+        storage_bytes: 1 << 20,
+        storage_free_bytes: 1 << 40,
+        storage_size_bytes: 1 << 41,
+        certificate_expires_unix_s: now_s + 365 * 86_400,
+        ca_expires_unix_s: now_s + 3650 * 86_400,
+        ..NodeVitals::default()
     }
 }
 

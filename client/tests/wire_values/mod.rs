@@ -140,6 +140,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         Just(Refusal::NotReady),
         access().prop_map(|needs| Refusal::Forbidden { needs }),
         Just(Refusal::Malformed),
+        Just(Refusal::OtherKeyspaces),
     ]
 }
 

@@ -1,21 +1,22 @@
 //! Connections of clients: requests in, replies out, many under way at once on one stream.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use client::{
-    Access, GetError, Limit, Operation, Refusal, Reply, Request, WriteError,
+    Access, GetError, Grant, Limit, Operation, Refusal, Reply, Request, WriteError,
     wire::{
         ClientMessage, ControlError, ControlReply, ControlRequest, DecodeError, FrameReader,
         MESSAGE_BYTES_MAX, ServerMessage, ServerWelcome, negotiate,
     },
 };
 use quinn::{Connection, RecvStream};
-use ring::{ClusterId, Epoch, NodeId};
+use ring::{ClusterDocument, Epoch, KeyspaceId, NodeId};
 use tokio::{task, time};
 
 use super::{
@@ -33,17 +34,55 @@ const REFUSED_AT_ONCE: u32 = 256;
 pub(crate) struct ClientConnection {
     connection: Connection,
     outbox: Outbox,
-    access: Access,
+    grant: Grant,
+    document: SharedDocument,
     requests_max: usize,
     under_way: Cell<usize>,
 }
 
+/// Why a request is refused before it is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Objection {
+    /// The certificate does not have this access.
+    Access(Access),
+    /// It has it for other keyspaces.
+    OtherKeyspaces,
+    /// The node does not know the keyspace.
+    UnknownKeyspace,
+    /// The node knows none yet.
+    NoDocument,
+}
+
+impl From<Objection> for Refusal {
+    fn from(objection: Objection) -> Refusal {
+        match objection {
+            Objection::Access(needs) => Refusal::Forbidden { needs },
+            Objection::OtherKeyspaces => Refusal::OtherKeyspaces,
+            Objection::UnknownKeyspace => Refusal::UnknownKeyspace,
+            Objection::NoDocument => Refusal::NotReady,
+        }
+    }
+}
+
+impl From<Objection> for ControlError {
+    fn from(objection: Objection) -> ControlError {
+        match objection {
+            Objection::Access(needs) => ControlError::Forbidden { needs },
+            Objection::OtherKeyspaces => ControlError::OtherKeyspaces,
+            Objection::UnknownKeyspace => ControlError::UnknownKeyspace,
+            Objection::NoDocument => ControlError::NotReady,
+        }
+    }
+}
+
+/// The document that counts at the node, once it has one.
+pub(crate) type SharedDocument = Rc<RefCell<Option<Arc<ClusterDocument>>>>;
+
 /// What a welcome says, and what a connection may have.
-#[derive(Clone, Copy, Debug)]
 pub(crate) struct Greeting {
     pub(crate) node: NodeId,
-    pub(crate) cluster: Option<ClusterId>,
-    pub(crate) epoch: Epoch,
+    pub(crate) grant: Grant,
+    pub(crate) document: SharedDocument,
     pub(crate) requests_max: usize,
     pub(crate) outgoing_bytes_max: usize,
 }
@@ -74,20 +113,36 @@ impl ClientConnection {
         self.outbox.is_closed()
     }
 
-    /// What a request needs, if the certificate does not have it.
-    fn lacks(&self, needs: Access) -> Option<Access> {
-        (self.access < needs).then_some(needs)
+    /// What stands against a request that needs this access, to keys of this keyspace if it is about keys.
+    fn objection(&self, needs: Access, keyspace: Option<KeyspaceId>) -> Option<Objection> {
+        if self.grant.access < needs {
+            return Some(Objection::Access(needs));
+        }
+        let (granted, asked) = self.grant.keyspaces.as_ref().zip(keyspace)?;
+        match self.document.borrow().as_ref().map(|document| document.keyspaces.get(&asked)) {
+            Some(Some(keyspace)) if granted.contains(&keyspace.name) => None,
+            Some(Some(_)) => Some(Objection::OtherKeyspaces),
+            // It may be one that the certificate has, and the node's document an old one.
+            Some(None) => Some(Objection::UnknownKeyspace),
+            None => Some(Objection::NoDocument),
+        }
+    }
+
+    /// The epoch that counts at the node.
+    fn epoch(&self) -> Epoch {
+        self.document.borrow().as_ref().map_or(Epoch(0), |document| document.epoch)
     }
 
     /// Hands a request on, or answers it at once if it is not allowed or there are too many.
     async fn on_request(self: &Rc<Self>, mailbox: &Mailbox, id: u64, request: Request) {
-        let (operation, needs) = match request {
-            Request::Get(_) => (Operation::Read, Access::Read),
-            Request::Put(_) | Request::Delete(_) => (Operation::Write, Access::Write),
+        let (operation, needs, keyspace) = match &request {
+            Request::Get(get) => (Operation::Read, Access::Read, get.keyspace),
+            Request::Put(put) => (Operation::Write, Access::Write, put.keyspace),
+            Request::Delete(delete) => (Operation::Write, Access::Write, delete.keyspace),
         };
         self.under_way.set(self.under_way.get() + 1);
-        if let Some(needs) = self.lacks(needs) {
-            return self.reply(id, Epoch(0), refused(operation, Refusal::Forbidden { needs }));
+        if let Some(objection) = self.objection(needs, Some(keyspace)) {
+            return self.reply(id, self.epoch(), refused(operation, objection.into()));
         }
         let arrived = Instant::now();
         mailbox.put_patiently(Mail::Request { from: Rc::clone(self), id, request, arrived }).await;
@@ -104,23 +159,25 @@ impl ClientConnection {
     }
 
     async fn on_control(self: &Rc<Self>, mailbox: &Mailbox, id: u64, request: ControlRequest) {
-        let needs = match request {
-            ControlRequest::Document
-            | ControlRequest::Status
-            | ControlRequest::Explain { .. }
-            | ControlRequest::Keys { .. } => Access::Read,
+        let (needs, keyspace) = match &request {
+            ControlRequest::Document | ControlRequest::Status | ControlRequest::Vitals => {
+                (Access::Read, None)
+            }
+            ControlRequest::Explain { keyspace, .. } | ControlRequest::Keys { keyspace, .. } => {
+                (Access::Read, Some(*keyspace))
+            }
             ControlRequest::CreateKeyspace(_)
             | ControlRequest::Readmit { .. }
-            | ControlRequest::Repair { .. } => Access::Admin,
+            | ControlRequest::Repair { .. } => (Access::Admin, None),
         };
-        let refusal = match self.lacks(needs) {
-            Some(needs) => Some(ControlError::Forbidden { needs }),
+        let refusal = match self.objection(needs, keyspace) {
+            Some(objection) => Some(objection.into()),
             None if self.under_way.get() >= self.requests_max => Some(ControlError::Overloaded),
             None => None,
         };
         self.under_way.set(self.under_way.get() + 1);
         match refusal {
-            Some(refusal) => self.reply_control(id, Epoch(0), Err(refusal)),
+            Some(refusal) => self.reply_control(id, self.epoch(), Err(refusal)),
             None => mailbox.put_patiently(Mail::Control { from: Rc::clone(self), id, request }).await,
         }
     }
@@ -135,8 +192,8 @@ fn refused(operation: Operation, refusal: Refusal) -> Reply {
 }
 
 /// Serves a client's connection until it ends.
-pub(crate) async fn serve(connection: Connection, access: Access, greeting: Greeting, mailbox: Rc<Mailbox>) {
-    let closing = match greet(&connection, access, greeting).await {
+pub(crate) async fn serve(connection: Connection, greeting: Greeting, mailbox: Rc<Mailbox>) {
+    let closing = match greet(&connection, greeting).await {
         Ok((client, mut receiver, frames)) => {
             let closing = read(&client, &mut receiver, frames, &mailbox).await;
             client.outbox.close();
@@ -150,7 +207,6 @@ pub(crate) async fn serve(connection: Connection, access: Access, greeting: Gree
 /// The client's hello and the node's welcome.
 async fn greet(
     connection: &Connection,
-    access: Access,
     greeting: Greeting,
 ) -> Result<(Rc<ClientConnection>, RecvStream, FrameReader), Closing> {
     let opening = async {
@@ -168,17 +224,19 @@ async fn greet(
     let client = Rc::new(ClientConnection {
         connection: connection.clone(),
         outbox: Outbox::new(greeting.outgoing_bytes_max),
-        access,
+        grant: greeting.grant,
+        document: greeting.document,
         requests_max: greeting.requests_max,
         under_way: Cell::new(0),
     });
+    let cluster = client.document.borrow().as_ref().map(|document| document.cluster);
     client.send(&ServerMessage::Welcome(ServerWelcome {
         version,
         features: 0,
         node: greeting.node,
-        cluster: greeting.cluster,
-        epoch: greeting.epoch,
-        access,
+        cluster,
+        epoch: client.epoch(),
+        access: client.grant.access,
     }));
     let outbox = client.outbox.clone();
     task::spawn_local(async move {

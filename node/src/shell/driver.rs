@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 
 use super::{
     clients::ClientConnection,
+    clients::SharedDocument,
     disk::{CommitEvent, CommitterHandle, DiskStore},
     links::{Dialler, Links},
     mailbox::{Mail, Mailbox},
@@ -79,7 +80,7 @@ pub(crate) struct Parts {
     pub(crate) mailbox: Rc<Mailbox>,
     pub(crate) links: Rc<Links>,
     pub(crate) dialler: Dialler,
-    pub(crate) epoch: Rc<std::cell::Cell<(Option<ring::ClusterId>, Epoch)>>,
+    pub(crate) document: SharedDocument,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
     pub(crate) stop_timeout: Duration,
@@ -369,6 +370,11 @@ impl Driver {
                 status.uptime_ms = u64::try_from(now.monotonic.as_millis()).unwrap_or(u64::MAX);
                 Ok(ControlReply::Status(Box::new(status)))
             }
+            ControlRequest::Vitals => {
+                let mut vitals = self.parts.metrics.vitals(node.counters(), self.parts.committer.counters());
+                vitals.wall_unix_ms = now.wall.0;
+                Ok(ControlReply::Vitals(Box::new(vitals)))
+            }
             ControlRequest::Explain { keyspace, key } => {
                 node.replica_view(keyspace, &key).map(|view| ControlReply::Explain(Box::new(view)))
             }
@@ -474,7 +480,7 @@ impl Driver {
             members = document.members.len(),
             "a cluster document counts from now on"
         );
-        self.parts.epoch.set((Some(document.cluster), document.epoch));
+        *self.parts.document.borrow_mut() = Some(Arc::clone(&document));
         self.parts.links.set_cluster(document.cluster);
         let peers = document.members.iter().map(|(node, member)| (*node, member.address.clone()));
         self.parts.links.set_peers(peers, &self.parts.dialler);

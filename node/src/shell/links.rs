@@ -301,7 +301,8 @@ struct Streams {
 #[derive(Clone)]
 pub(crate) struct Dialler {
     pub(crate) endpoint: Endpoint,
-    pub(crate) config: ClientConfig,
+    /// Shared by all: certificates are renewed.
+    pub(crate) config: Rc<RefCell<ClientConfig>>,
 }
 
 impl Link {
@@ -378,9 +379,10 @@ async fn open_at(
     dialler: &Dialler,
     address: SocketAddr,
 ) -> Result<(Connection, Streams), DialFailure> {
+    let config = dialler.config.borrow().clone();
     let connecting = dialler
         .endpoint
-        .connect_with(dialler.config.clone(), address, client::tls::SERVER_NAME)
+        .connect_with(config, address, client::tls::SERVER_NAME)
         .map_err(|error| error.to_string())?;
     let connection = time::timeout(HELLO_TIMEOUT, connecting)
         .await

@@ -3,17 +3,28 @@
 //! Request durations are observed as they happen. Everything else is read from the node when it is asked for, so that
 //! nobody pays for a metric that nobody reads.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
 
 use antientropy::version::UnixMillis;
-use client::{GetError, Level, Limit, Refusal, Reply, Request, WriteError, wire::NodeStatus};
+use client::{
+    GetError, Level, Limit, Refusal, Reply, Request, WriteError,
+    wire::{NodeStatus, NodeVitals},
+};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, Registry, TextEncoder,
+    core::Metric as _,
     proto::{self, Bucket, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 use ring::NodeId;
+use rustix::fs::StatVfs;
 
-use super::{disk::CommitterCounters, links::LinkState};
+use super::{config::Config, disk::CommitterCounters, links::LinkState, renewal::CertificateState};
 use crate::{AGE_BOUNDS_MS, Ages, Counters, HintsPending, Merged, PeerSync};
 
 /// Bounds of request durations, in seconds: from a read of a cached record to a request that timed out.
@@ -21,6 +32,9 @@ const DURATION_BUCKETS: [f64; 18] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0, 30.0, 60.0,
 ];
+
+/// The paths on which nothing is repaired.
+const WRITE_PATHS: [&str; 2] = ["write", "stand_in"];
 
 /// What of a request its metrics tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +106,7 @@ fn refusal_label(reply: &Reply) -> Option<&'static str> {
         Refusal::ClockDrift { .. } => "clock_drift",
         Refusal::NotReady => "not_ready",
         Refusal::Forbidden { .. } => "forbidden",
+        Refusal::OtherKeyspaces => "other_keyspaces",
         Refusal::Malformed => "malformed",
     })
 }
@@ -108,7 +123,10 @@ pub(crate) struct Metrics {
     replicas_repaired: u64,
     turns: u64,
     mail: u64,
-    certificate_expires_unix_s: u64,
+    certificates: Rc<Cell<CertificateState>>,
+    data: PathBuf,
+    /// What of the vitals does not change.
+    about: NodeVitals,
 }
 
 /// What a node is like at one moment.
@@ -135,8 +153,8 @@ pub(crate) struct Snapshot {
 }
 
 impl Metrics {
-    /// Nothing counted yet.
-    pub(crate) fn new(certificate_expires_unix_s: u64) -> Metrics {
+    /// Nothing counted yet, of a node with this configuration and these certificates.
+    pub(crate) fn new(config: &Config, certificates: Rc<Cell<CertificateState>>) -> Metrics {
         let registry = Registry::new();
         let options = HistogramOpts::new(
             "quorate_request_duration_seconds",
@@ -171,7 +189,13 @@ impl Metrics {
             replicas_repaired: 0,
             turns: 0,
             mail: 0,
-            certificate_expires_unix_s,
+            certificates,
+            data: config.data.clone(),
+            about: NodeVitals {
+                cluster_settings: config.cluster_digest(),
+                limits: config.limits.given.clone(),
+                ..NodeVitals::default()
+            },
         }
     }
 
@@ -202,6 +226,44 @@ impl Metrics {
         }
     }
 
+    /// What an administrator's tools ask for, but for the clock.
+    pub(crate) fn vitals(&self, counters: &Counters, storage: CommitterCounters) -> NodeVitals {
+        let mut vitals = self.about.clone();
+        let durations = DURATION_BUCKETS.map(|seconds| Duration::from_secs_f64(seconds).as_micros());
+        vitals.duration_bounds_us = durations.map(|us| u64::try_from(us).unwrap_or(u64::MAX)).to_vec();
+        for ((kind, outcome), histogram) in &self.known {
+            let requests = if kind.operation == "get" { &mut vitals.reads } else { &mut vitals.writes };
+            let found = histogram.metric();
+            let found = found.get_histogram();
+            match *outcome {
+                "ok" => {
+                    requests.succeeded += found.get_sample_count();
+                    requests.durations.resize(DURATION_BUCKETS.len(), 0);
+                    for (sum, bucket) in requests.durations.iter_mut().zip(found.get_bucket()) {
+                        *sum += bucket.cumulative_count();
+                    }
+                }
+                "refused" => {}
+                _ => requests.unanswered += found.get_sample_count(),
+            }
+        }
+        vitals.refused = self.refusals.values().sum();
+        for (_, merged) in paths(counters).into_iter().filter(|(path, _)| !WRITE_PATHS.contains(path)) {
+            vitals.repaired_objects += merged.records;
+            vitals.repaired_bytes += merged.bytes;
+        }
+        vitals.storage_bytes = storage.journal_bytes + storage.table_bytes;
+        if let Ok(found) = rustix::fs::statvfs(&self.data) {
+            vitals.storage_free_bytes = found.f_bavail.saturating_mul(found.f_frsize);
+            vitals.storage_size_bytes = found.f_blocks.saturating_mul(found.f_frsize);
+        }
+        let certificates = self.certificates.get();
+        vitals.certificate_expires_unix_s = certificates.expires_unix_s;
+        vitals.ca_expires_unix_s = certificates.ca_expires_unix_s;
+        vitals.certificates_refused = certificates.is_refused;
+        vitals
+    }
+
     /// Clients' requests were refused where they arrived.
     pub(crate) fn refused_on_arrival(&mut self, count: u64) {
         if count > 0 {
@@ -217,6 +279,7 @@ impl Metrics {
         gather_peers(snapshot, &mut families);
         self.gather_node(snapshot, &mut families);
         gather_storage(snapshot, &mut families);
+        gather_space(&self.data, &mut families);
         families.retain(|family| !family.get_metric().is_empty());
         families.sort_by(|a, b| a.name().cmp(b.name()));
         let mut text = Vec::new();
@@ -280,6 +343,8 @@ impl Metrics {
 
     fn gather_node(&self, snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
         let status = &snapshot.status;
+        let certificates = self.certificates.get();
+        let renewals = [("used", certificates.renewed), ("refused", certificates.refused)];
         let filling = status.copies.saturating_sub(status.copies_whole);
         let copies = [("whole", status.copies_whole), ("filling", filling)];
         let up = status.peers.iter().filter(|peer| peer.is_up).count() + 1;
@@ -328,7 +393,17 @@ impl Metrics {
             gauge(
                 "quorate_certificate_expires_timestamp_seconds",
                 "When the node's certificate expires, in Unix time.",
-                [(vec![], wide(self.certificate_expires_unix_s))],
+                [(vec![], wide(certificates.expires_unix_s))],
+            ),
+            gauge(
+                "quorate_ca_expires_timestamp_seconds",
+                "When the first of the authorities that the node trusts expires, in Unix time.",
+                [(vec![], wide(certificates.ca_expires_unix_s))],
+            ),
+            counter(
+                "quorate_certificate_renewals_total",
+                "Times that the files of the certificates were read anew, by outcome: used, or refused because they are not good.",
+                renewals.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], count)),
             ),
             single(
                 "quorate_turns_total",
@@ -345,15 +420,20 @@ impl Metrics {
     }
 }
 
-fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
-    let paths = [
+/// What came by each path.
+fn paths(counters: &Counters) -> [(&'static str, &Merged); 6] {
+    [
         ("write", &counters.merged_write),
         ("stand_in", &counters.merged_stand_in),
         ("read_repair", &counters.merged_read_repair),
         ("hint", &counters.merged_hint),
         ("anti_entropy", &counters.merged_anti_entropy),
         ("movement", &counters.merged_movement),
-    ];
+    ]
+}
+
+fn gather_repair(counters: &Counters, out: &mut Vec<MetricFamily>) {
+    let paths = paths(counters);
     let merged = |of: fn(&Merged) -> u64| paths.map(|(path, merged)| (path, of(merged)));
     let lags = paths.map(|(path, merged)| (vec![("path", path.to_owned())], &merged.ages));
     let found = counters.exchanges_completed - counters.exchanges_equal;
@@ -632,6 +712,27 @@ fn gather_storage(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
             "quorate_storage_unsynced_bytes",
             "Bytes written and not yet synced; at the limit writes are refused.",
             [(vec![], wide(snapshot.status.unsynced_bytes))],
+        ),
+    ]);
+}
+
+/// What there is of the file system, and what of it the node may still use; nothing if the system does not say.
+fn gather_space(data: &Path, out: &mut Vec<MetricFamily>) {
+    let found = rustix::fs::statvfs(data).ok();
+    let bytes = |blocks: fn(&StatVfs) -> u64| {
+        found.as_ref().map(|found| (vec![], wide(blocks(found).saturating_mul(found.f_frsize))))
+    };
+    out.extend([
+        gauge(
+            "quorate_storage_free_bytes",
+            "Bytes that are free for the node on the file system of its storage directory. Near the end of it the node \
+             refuses writes.",
+            bytes(|found| found.f_bavail),
+        ),
+        gauge(
+            "quorate_storage_size_bytes",
+            "Bytes of the file system of the node's storage directory.",
+            bytes(|found| found.f_blocks),
         ),
     ]);
 }

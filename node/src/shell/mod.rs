@@ -16,6 +16,7 @@ mod metrics;
 mod outbox;
 mod pace;
 mod pid_file;
+mod renewal;
 mod resets;
 #[cfg(test)]
 mod scratch;

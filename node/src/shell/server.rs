@@ -5,7 +5,7 @@
 //! caused it without a switch of threads.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     net::{SocketAddr, TcpListener, UdpSocket},
     path::PathBuf,
@@ -16,7 +16,7 @@ use std::{
 };
 
 use client::{
-    Access, Role,
+    Grant, Role,
     tls::{self, Material, TlsError},
     udp::QuietRuntime,
     wire::{ALPN_CLIENT, ALPN_PEER},
@@ -24,7 +24,6 @@ use client::{
 use quinn::{
     Connection, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt, crypto::rustls::HandshakeData,
 };
-use ring::Epoch;
 use thiserror::Error;
 use tokio::{
     runtime,
@@ -35,7 +34,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    clients::{self, Greeting},
+    clients::{self, Greeting, SharedDocument},
     closing::Closing,
     config::Config,
     disk::{self, DiskOptions, DiskStore, OpenError, Opened, SalvageError},
@@ -45,6 +44,7 @@ use super::{
     mailbox::Mailbox,
     metrics::Metrics,
     pid_file::PidFile,
+    renewal::{self, CertificateFiles, CertificateState},
     resets,
 };
 use crate::{Identity, Node};
@@ -113,6 +113,7 @@ pub enum StartError {
 pub struct Server {
     thread: thread::JoinHandle<Result<(), DriverError>>,
     stop: watch::Sender<bool>,
+    renew: mpsc::UnboundedSender<()>,
     ready: watch::Receiver<bool>,
     address: SocketAddr,
 }
@@ -124,8 +125,7 @@ impl Server {
     ///
     /// Whatever stands in its way, before it has begun.
     pub fn start(config: Config) -> Result<Server, StartError> {
-        let material = Material::load(&config.ca, &config.certificate, &config.key)?;
-        check_role(&config, &material)?;
+        let material = certificate_files(&config).load()?;
         let socket = UdpSocket::bind(config.listen).map_err(|error| StartError::Listen {
             address: config.listen,
             what: "QUIC",
@@ -145,13 +145,31 @@ impl Server {
         getrandom::fill(&mut seed).map_err(|error| StartError::Machine(error.to_string()))?;
         let (stop, told_to_stop) = watch::channel(false);
         let (tell_ready, ready) = watch::channel(false);
-        let running =
-            Running { config, material, socket, http, opened, seed, told_to_stop, tell_ready, pid_file };
+        let (renew, told_to_renew) = mpsc::unbounded_channel();
+        let running = Running {
+            config,
+            material,
+            socket,
+            http,
+            opened,
+            seed,
+            told_to_stop,
+            told_to_renew,
+            tell_ready,
+            pid_file,
+        };
         let thread = thread::Builder::new()
             .name(format!("node-{}", running.config.id.0))
             .spawn(move || running.run())
             .map_err(|error| StartError::Machine(error.to_string()))?;
-        Ok(Server { thread, stop, ready, address })
+        Ok(Server { thread, stop, renew, ready, address })
+    }
+
+    /// Has the node read its certificates anew now, rather than when it sees that they have changed. If they are good, new
+    /// connections use them.
+    pub fn renew_certificates(&self) {
+        // A node that has ended needs none.
+        _ = self.renew.send(());
     }
 
     /// Tells the node to stop in good order.
@@ -195,11 +213,9 @@ impl Server {
     }
 }
 
-fn check_role(config: &Config, material: &Material) -> Result<(), StartError> {
-    match material.role() {
-        Role::Node => Ok(()),
-        role @ Role::Client(_) => Err(StartError::Role { certificate: config.certificate.clone(), role }),
-    }
+fn certificate_files(config: &Config) -> CertificateFiles {
+    let Config { ca, certificate, key, .. } = config;
+    CertificateFiles { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() }
 }
 
 /// Opens the store. One that is damaged is salvaged if the configuration allows it.
@@ -233,6 +249,7 @@ struct Running {
     opened: Opened,
     seed: [u8; 32],
     told_to_stop: watch::Receiver<bool>,
+    told_to_renew: mpsc::UnboundedReceiver<()>,
     tell_ready: watch::Sender<bool>,
     pid_file: Option<PidFile>,
 }
@@ -247,12 +264,31 @@ impl Running {
     }
 
     async fn serve(self) -> Result<(), DriverError> {
-        let Running { config, material, socket, http, opened, seed, told_to_stop, tell_ready, pid_file } =
-            self;
+        let Running {
+            config,
+            material,
+            socket,
+            http,
+            opened,
+            seed,
+            told_to_stop,
+            told_to_renew,
+            tell_ready,
+            pid_file,
+        } = self;
         // Held until the node has ended.
         let _pid_file = pid_file;
         let clock = Clock::start();
-        let (endpoint, dialler) = open_endpoint(&config, &material, socket);
+        let (endpoint, papers) = open_endpoint(&config, &material, socket);
+        let dialler = papers.dialler.clone();
+        let certificates = Rc::new(Cell::new(CertificateState::of(&material)));
+        task::spawn_local(renewal::follow(
+            certificate_files(&config),
+            config.limits.certificate_interval,
+            told_to_renew,
+            papers,
+            Rc::clone(&certificates),
+        ));
         let (tell_commit, commits) = mpsc::unbounded_channel();
         // The driver may have ended: then nobody needs to know.
         let committer = opened.committer.start(move |event| drop(tell_commit.send(event)));
@@ -271,18 +307,18 @@ impl Running {
         links.set_peers(founders.map(|(node, founder)| (*node, founder.address.clone())), &dialler);
         let (asks_sender, asks) = mpsc::channel(ASKS_MAX);
         task::spawn_local(http::serve(http, asks_sender));
-        let epoch = Rc::new(Cell::new((None, Epoch(0))));
+        let document = Rc::new(RefCell::new(None));
         let door = Door {
             endpoint: endpoint.clone(),
             config: Rc::new(config),
             links: Rc::clone(&links),
             mailbox: Rc::clone(&mailbox),
-            epoch: Rc::clone(&epoch),
+            document: Rc::clone(&document),
             clients: Rc::default(),
         };
         info!(node = door.config.id.0, address = %door.config.listen, "listening");
         let stop_timeout = door.config.limits.stop_timeout;
-        let metrics = Metrics::new(material.expires_unix_s());
+        let metrics = Metrics::new(&door.config, certificates);
         task::spawn_local(door.open());
         let parts = Parts {
             node,
@@ -294,7 +330,7 @@ impl Running {
             mailbox,
             links,
             dialler,
-            epoch,
+            document,
             metrics,
             clock,
             stop_timeout,
@@ -310,21 +346,45 @@ impl Running {
 }
 
 /// One UDP socket for everything: clients, peers that dial and peers that are dialled.
-fn open_endpoint(config: &Config, material: &Material, socket: UdpSocket) -> (Endpoint, Dialler) {
+fn open_endpoint(config: &Config, material: &Material, socket: UdpSocket) -> (Endpoint, Papers) {
     let transport = Arc::new(transport(config.mtu));
-    let mut server = tls::server_config(material, &[ALPN_CLIENT, ALPN_PEER])
-        .expect("the material was checked when it was loaded");
-    server.transport_config(Arc::clone(&transport));
-    let mut dialling =
-        tls::client_config(material, ALPN_PEER).expect("the material was checked when it was loaded");
-    dialling.transport_config(transport);
+    let (server, dialling) = quic_configs(material, &transport);
     let (reset_key, id_key) = resets::keys(&config.secret, config.id);
     let mut endpoint_config = EndpointConfig::new(Arc::new(reset_key));
     endpoint_config.cid_generator(move || Box::new(resets::connection_ids(id_key)));
     endpoint_config.max_udp_payload_size(config.mtu.max(1472)).expect("a payload of at least 1,200 bytes");
     let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(QuietRuntime))
         .expect("the socket is bound and the runtime is running");
-    (endpoint.clone(), Dialler { endpoint, config: dialling })
+    let dialler = Dialler { endpoint: endpoint.clone(), config: Rc::new(RefCell::new(dialling)) };
+    (endpoint, Papers { dialler, transport })
+}
+
+/// How the node takes connections and makes them, with these certificates.
+fn quic_configs(
+    material: &Material,
+    transport: &Arc<TransportConfig>,
+) -> (quinn::ServerConfig, quinn::ClientConfig) {
+    const CHECKED: &str = "the material was checked when it was loaded";
+    let mut server = tls::server_config(material, &[ALPN_CLIENT, ALPN_PEER]).expect(CHECKED);
+    server.transport_config(Arc::clone(transport));
+    let mut dialling = tls::client_config(material, ALPN_PEER).expect(CHECKED);
+    dialling.transport_config(Arc::clone(transport));
+    (server, dialling)
+}
+
+/// Where the certificates in use are put into use.
+pub(crate) struct Papers {
+    dialler: Dialler,
+    transport: Arc<TransportConfig>,
+}
+
+impl Papers {
+    /// Uses others for all connections from now on.
+    pub(crate) fn renew(&self, material: &Material) {
+        let (server, dialling) = quic_configs(material, &self.transport);
+        self.dialler.endpoint.set_server_config(Some(server));
+        *self.dialler.config.borrow_mut() = dialling;
+    }
 }
 
 fn transport(mtu: u16) -> TransportConfig {
@@ -351,7 +411,7 @@ struct Door {
     config: Rc<Config>,
     links: Rc<Links>,
     mailbox: Rc<Mailbox>,
-    epoch: Rc<Cell<(Option<ring::ClusterId>, Epoch)>>,
+    document: SharedDocument,
     /// Clients that are connected.
     clients: Rc<Cell<usize>>,
 }
@@ -447,7 +507,7 @@ impl Door {
         let role = tls::role_of_peer(&connection);
         match (protocol.as_deref(), role) {
             (Some(ALPN_PEER), Ok(Role::Node)) => Rc::clone(&self.links).accept(connection).await,
-            (Some(ALPN_CLIENT), Ok(Role::Client(access))) => self.admit_client(connection, access).await,
+            (Some(ALPN_CLIENT), Ok(Role::Client(grant))) => self.admit_client(connection, grant).await,
             (Some(ALPN_PEER), Ok(Role::Client(_))) => {
                 refuse(&connection, "a client's certificate is not for the nodes' protocol");
             }
@@ -465,20 +525,19 @@ impl Door {
         }
     }
 
-    async fn admit_client(&self, connection: Connection, access: Access) {
+    async fn admit_client(&self, connection: Connection, grant: Grant) {
         let Some(_place) = Place::take(&self.clients, self.config.limits.client_connections_max) else {
             debug!(address = %connection.remote_address(), "a client is refused: there are too many");
             return Closing::TooMany.close(&connection);
         };
-        let (cluster, epoch) = self.epoch.get();
         let greeting = Greeting {
             node: self.config.id,
-            cluster,
-            epoch,
+            grant,
+            document: Rc::clone(&self.document),
             requests_max: self.config.limits.connection_requests_max,
             outgoing_bytes_max: self.config.limits.outgoing_bytes_max,
         };
-        clients::serve(connection, access, greeting, Rc::clone(&self.mailbox)).await;
+        clients::serve(connection, greeting, Rc::clone(&self.mailbox)).await;
     }
 }
 

@@ -82,6 +82,18 @@ pub(crate) enum Command {
     Export(Export),
     /// Show the members and how they fare.
     Status,
+    /// Watch what the members do: requests, latencies, lag, hints and repair
+    ///
+    /// On a terminal it goes on until Ctrl-C; elsewhere, or with --json, it prints what
+    /// happened within one interval.
+    #[command(verbatim_doc_comment)]
+    Top(Top),
+    /// Look for what is wrong with the cluster, or soon will be, and say what to do about it
+    ///
+    /// Ports, clocks, disks, certificates, configuration and data of all members. Exits
+    /// with 3 if something is wrong now, and with 0 if there are only warnings.
+    #[command(verbatim_doc_comment)]
+    Doctor,
     /// Show how far behind the replicas may be: when which nodes were last in sync, and what is owed.
     Lag,
     /// Have all nodes compare what they share at once, and mend what differs
@@ -99,6 +111,16 @@ pub(crate) enum Command {
     /// Make the certificates of a cluster.
     #[command(subcommand)]
     Cert(Cert),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Top {
+    /// How long to count before something is shown.
+    #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) interval: Duration,
+    /// How often to show it [default: until Ctrl-C on a terminal, once elsewhere].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
 }
 
 #[derive(Args, Debug)]
@@ -286,6 +308,9 @@ pub(crate) enum Cert {
         /// What it may do. Each role includes those before it.
         #[arg(long, value_enum)]
         role: RoleName,
+        /// The keyspaces whose keys it may read or write, separated by commas [default: all].
+        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+        keyspaces: Vec<String>,
         #[command(flatten)]
         issue: Issue,
     },

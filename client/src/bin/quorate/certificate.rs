@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use client::{
-    Role,
+    Grant, Role,
     certificates::{Authority, Request},
 };
 use serde::Serialize;
@@ -34,8 +34,9 @@ pub(crate) fn run(command: Cert, output: &Output) -> Result<Exit, CommandError> 
         Cert::Node { name, host, issue } => {
             self::issue(Request { role: Role::Node, name, hosts: host, days: issue.days }, &issue, output)
         }
-        Cert::Client { name, role, issue } => {
-            let role = Role::Client(role.into());
+        Cert::Client { name, role, keyspaces, issue } => {
+            let keyspaces = (!keyspaces.is_empty()).then(|| keyspaces.into_iter().collect());
+            let role = Role::Client(Grant { access: role.into(), keyspaces });
             self::issue(Request { role, name, hosts: Vec::new(), days: issue.days }, &issue, output)
         }
     }

@@ -221,6 +221,10 @@ pub(crate) fn reason(failure: &ControlFailure) -> String {
     }
 }
 
+const FORBIDDEN: &str = "; use a certificate that `quorate cert client NAME --role ...` issued for it";
+const OTHER_KEYSPACES: &str =
+    "; use a certificate that `quorate cert client NAME --role ... --keyspaces ...` issued for this one";
+
 /// What to do about a refusal, where that is not plain from it.
 fn advice(refusal: &Refusal) -> &'static str {
     match refusal {
@@ -228,9 +232,8 @@ fn advice(refusal: &Refusal) -> &'static str {
         Refusal::Overloaded(_) => "; try again a little later",
         Refusal::TooManySiblings { .. } => "; get the key and put with its --context to resolve them",
         Refusal::BadContext => "; get the key again for a context that fits",
-        Refusal::Forbidden { .. } => {
-            "; use a certificate that `quorate cert client NAME --role ...` issued for it"
-        }
+        Refusal::Forbidden { .. } => FORBIDDEN,
+        Refusal::OtherKeyspaces => OTHER_KEYSPACES,
         Refusal::ClockDrift { .. } => "; see to that node's clock",
         Refusal::NotReady => "; try again in a moment",
         Refusal::StaleEpoch { .. }
@@ -264,9 +267,8 @@ fn advice_on_write(failure: &WriteFailure) -> &'static str {
 
 fn advice_on_control(failure: &ControlFailure) -> &'static str {
     match failure {
-        ControlFailure::Refused(ControlError::Forbidden { .. }) => {
-            "; use a certificate that `quorate cert client NAME --role ...` issued for it"
-        }
+        ControlFailure::Refused(ControlError::Forbidden { .. }) => FORBIDDEN,
+        ControlFailure::Refused(ControlError::OtherKeyspaces) => OTHER_KEYSPACES,
         failure if failure.is_in_doubt() => "; it may have happened, or may yet: running it again is safe",
         _ => "",
     }

@@ -7,6 +7,7 @@
 mod arguments;
 mod certificate;
 mod data;
+mod doctor;
 mod explain;
 mod export;
 mod failure;
@@ -22,6 +23,7 @@ mod record;
 mod session;
 mod status;
 mod sync;
+mod top;
 
 use std::{io::Write, process::ExitCode};
 
@@ -60,6 +62,8 @@ async fn run(arguments: Arguments, interrupt: &Interrupt) -> Result<Exit, Comman
         Command::Import(import) => import::run(import, &global, &output, interrupt).await,
         Command::Export(export) => interrupt.may_end(export::run(export, &global, &output)).await,
         Command::Status => interrupt.may_end(status::run(&global, &output)).await,
+        Command::Top(top) => top::run(top, &global, &output, interrupt).await,
+        Command::Doctor => interrupt.may_end(doctor::run(&global, &output)).await,
         Command::Lag => interrupt.may_end(sync::lag(&global, &output)).await,
         Command::Repair(repair) => interrupt.may_end(sync::repair(repair, &global, &output)).await,
         Command::Ring(ring) => interrupt.may_end(layout::run(ring, &global, &output)).await,

@@ -3,6 +3,8 @@
 // A program's `main` deals with the world.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod health;
+
 use std::{
     fmt,
     io::{self, IsTerminal, Read, Write},
@@ -14,7 +16,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use node::shell::{
-    config::Config,
+    config::{Config, reference},
     dev::{DevCluster, DevError, DevOptions, LayoutError, Mode, NODES_MAX, pasteable},
     server::Server,
 };
@@ -35,8 +37,8 @@ const LOG_VARIABLE: &str = "QUORATE_LOG";
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 stopped in good order, 1 could not go on, 2 wrong usage or an unusable configuration,
-3 could not start.";
+Exit codes: 0 stopped in good order, or healthy; 1 could not go on, or not healthy; 2 wrong usage or an
+unusable configuration; 3 could not start.";
 
 /// A node of Quorate.
 #[derive(Debug, Parser)]
@@ -51,7 +53,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs one node until it is told to stop (SIGTERM, SIGHUP or Ctrl-C).
+    /// Runs one node until it is told to stop (SIGTERM or Ctrl-C). SIGHUP has it read its certificates anew.
     Run(Run),
     /// Checks a configuration and reports all of its faults.
     CheckConfig {
@@ -59,6 +61,10 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Prints every setting of a configuration, with its default and its meaning, as Markdown.
+    ConfigReference,
+    /// Asks the node of a configuration, on this machine, whether it is alive.
+    Health(Health),
     /// Runs a cluster on this machine, for development.
     ///
     /// Makes certificates and configurations in a directory of its own, starts the nodes and prints a line with the
@@ -75,6 +81,19 @@ struct Run {
     /// Stops when the standard input closes: whoever started this has ended.
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+struct Health {
+    /// The node's configuration.
+    #[arg(long)]
+    config: PathBuf,
+    /// Asks whether it can serve requests, instead.
+    #[arg(long)]
+    ready: bool,
+    /// Milliseconds to wait for an answer.
+    #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    timeout_ms: u64,
 }
 
 #[derive(Debug, Args)]
@@ -140,6 +159,8 @@ fn main() -> ExitCode {
             run_node(&run)
         }
         Command::CheckConfig { config } => check_config(&config),
+        Command::ConfigReference => print_reference(),
+        Command::Health(health) => ask_health(&health),
         Command::Dev(dev) => {
             start_log("warn", arguments.json_logs);
             raise_open_files();
@@ -179,45 +200,68 @@ fn raise_open_files() {
     }
 }
 
-/// Signals that ask the program to stop, and whatever else does.
-fn stop_requests(with_stdin: bool) -> Result<watch::Receiver<bool>, Failure> {
-    let (tell, told) = watch::channel(false);
-    let machine = |error: io::Error| Failure::Start(format!("cannot wait for signals: {error}"));
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(machine)?;
-    let guard = runtime.enter();
-    let mut terminate = signal(SignalKind::terminate()).map_err(machine)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(machine)?;
-    // Whoever started this with `nohup` wants it to go on.
-    let mut hang_up = match hang_ups_are_ignored() {
-        true => None,
-        false => Some(signal(SignalKind::hangup()).map_err(machine)?),
-    };
-    drop(guard);
-    if with_stdin {
-        let tell = tell.clone();
+/// What signals ask the program for.
+struct Asked {
+    /// To stop.
+    stop: watch::Receiver<bool>,
+    /// To read its certificates anew, by being changed.
+    renew: watch::Receiver<()>,
+}
+
+/// What SIGHUP means.
+#[derive(Clone, Copy)]
+enum HangUp {
+    /// That certificates are to be read anew; but a program that has lost its terminal stops.
+    Renew,
+    /// That the program is to stop.
+    Stop,
+}
+
+impl Asked {
+    /// Waits for signals, and for the end of the standard input if that is to stop it, too.
+    fn wait(hang_up: HangUp, with_stdin: bool) -> Result<Asked, Failure> {
+        let (tell_stop, stop) = watch::channel(false);
+        let (tell_renew, renew) = watch::channel(());
+        let machine = |error: io::Error| Failure::Start(format!("cannot wait for signals: {error}"));
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(machine)?;
+        let guard = runtime.enter();
+        let mut terminate = signal(SignalKind::terminate()).map_err(machine)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(machine)?;
+        // Whoever started this with `nohup` wants it to go on without a terminal.
+        let ends_with_terminal = !hang_ups_are_ignored();
+        let had_terminal = io::stdin().is_terminal();
+        let mut hung_up = signal(SignalKind::hangup()).map_err(machine)?;
+        drop(guard);
+        if with_stdin {
+            let tell = tell_stop.clone();
+            thread::spawn(move || {
+                let mut nothing = [0; 64];
+                while matches!(io::stdin().read(&mut nothing), Ok(count) if count > 0) {}
+                _ = tell.send(true);
+            });
+        }
         thread::spawn(move || {
-            let mut nothing = [0; 64];
-            while matches!(io::stdin().read(&mut nothing), Ok(count) if count > 0) {}
-            _ = tell.send(true);
-        });
-    }
-    thread::spawn(move || {
-        runtime.block_on(async {
-            let hung_up = async {
-                match &mut hang_up {
-                    Some(hang_up) => hang_up.recv().await,
-                    None => std::future::pending().await,
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        _ = hung_up.recv() => {}
+                        _ = terminate.recv() => break,
+                        _ = interrupt.recv() => break,
+                    }
+                    match hang_up {
+                        HangUp::Renew if had_terminal && ends_with_terminal && !io::stdin().is_terminal() => {
+                            break;
+                        }
+                        HangUp::Renew => _ = tell_renew.send(()),
+                        HangUp::Stop if ends_with_terminal => break,
+                        HangUp::Stop => {}
+                    }
                 }
-            };
-            tokio::select! {
-                _ = hung_up => {}
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            });
+            _ = tell_stop.send(true);
         });
-        _ = tell.send(true);
-    });
-    Ok(told)
+        Ok(Asked { stop, renew })
+    }
 }
 
 /// Whether whoever started this had SIGHUP ignored. Where the kernel does not say so, it is not.
@@ -230,10 +274,14 @@ fn hang_ups_are_ignored() -> bool {
 }
 
 fn run_node(run: &Run) -> Result<(), Failure> {
-    let stop = stop_requests(run.stop_with_stdin)?;
+    let Asked { stop, mut renew } = Asked::wait(HangUp::Renew, run.stop_with_stdin)?;
     let config = Config::load(&run.config).map_err(|error| Failure::Usage(error.to_string()))?;
     let server = Server::start(config).map_err(|error| Failure::Start(error.to_string()))?;
     while !*stop.borrow() && !server.is_finished() {
+        if renew.has_changed().unwrap_or(false) {
+            renew.mark_unchanged();
+            server.renew_certificates();
+        }
         thread::sleep(WATCH_INTERVAL / 4);
     }
     server.stop();
@@ -248,9 +296,26 @@ fn check_config(path: &Path) -> Result<(), Failure> {
     told.map_err(|error| Failure::Running(error.to_string()))
 }
 
+fn print_reference() -> Result<(), Failure> {
+    write!(io::stdout(), "{}", reference()).map_err(|error| Failure::Running(error.to_string()))
+}
+
+/// Says what the node says of itself. Whatever else is wrong with it is for others to find out.
+fn ask_health(health: &Health) -> Result<(), Failure> {
+    let listener =
+        Config::http_listener(&health.config).map_err(|error| Failure::Usage(error.to_string()))?;
+    let path = if health.ready { "/readyz" } else { "/healthz" };
+    let (is_well, answer) = health::ask(listener, path, Duration::from_millis(health.timeout_ms))
+        .map_err(|error| Failure::Running(format!("http://{listener}{path}: {error}")))?;
+    if !is_well {
+        return Err(Failure::Running(answer));
+    }
+    writeln!(io::stdout(), "{answer}").map_err(|error| Failure::Running(error.to_string()))
+}
+
 fn run_dev(dev: Dev) -> Result<(), Failure> {
     let began = Instant::now();
-    let stop = stop_requests(false)?;
+    let Asked { stop, .. } = Asked::wait(HangUp::Stop, false)?;
     let options = DevOptions {
         nodes: dev.nodes,
         directory: dev.dir,

@@ -31,7 +31,7 @@ pub(super) fn check_material(
     else {
         return;
     };
-    match Material::load(ca, certificate, key).map(|material| material.role()) {
+    match Material::load(ca, certificate, key).map(|material| material.role().clone()) {
         Ok(Role::Node) => {}
         Ok(role @ Role::Client(_)) => {
             let reason = format!("its role is {role}, and a node needs {}", Role::Node);

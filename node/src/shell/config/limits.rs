@@ -11,6 +11,8 @@ use crate::Settings;
 #[derive(Clone, Debug)]
 pub struct Limits {
     settings: Settings,
+    /// Those that the configuration gives: keys and values.
+    pub given: Vec<(String, String)>,
     /// Connections of clients at once.
     pub client_connections_max: usize,
     /// Requests under way on one connection.
@@ -19,6 +21,8 @@ pub struct Limits {
     pub outgoing_bytes_max: usize,
     /// How long a stop waits for what is under way.
     pub stop_timeout: Duration,
+    /// How often the files of the certificates are looked at.
+    pub certificate_interval: Duration,
 }
 
 impl Limits {
@@ -126,6 +130,7 @@ impl Limits {
         }
         let limits = Limits {
             settings,
+            given: Vec::new(),
             client_connections_max: section.count(
                 "client_connections_max",
                 1024,
@@ -148,6 +153,11 @@ impl Limits {
                 "stop_timeout_ms",
                 Duration::from_secs(10),
                 "milliseconds that a stop waits for what is under way",
+            ),
+            certificate_interval: section.millis(
+                "certificate_interval_ms",
+                Duration::from_secs(60),
+                "milliseconds between two looks at whether the files of the certificates have changed; more uses new ones later",
             ),
         };
         section.finish();

@@ -9,6 +9,7 @@
 mod files;
 mod limits;
 mod read;
+mod reference;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +28,8 @@ use thiserror::Error;
 use toml::{Table, Value};
 
 pub use limits::Limits;
-pub use read::{ConfigFault, ConfigFaults, FaultReason, KeyHelp};
+pub use read::{ConfigFault, ConfigFaults, FaultReason, KeyHelp, ValueKind};
+pub use reference::reference;
 
 use crate::{Formation, Founder};
 
@@ -101,10 +103,26 @@ impl Config {
     ///
     /// Everything that is wrong with it, at once.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        // A variable that is not UTF-8 overrides nothing.
-        let text =
-            |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-        Config::load_with(path, std::env::vars_os().filter_map(text))
+        Config::load_with(path, variables())
+    }
+
+    /// Where the node of a configuration listens for HTTP, whatever is wrong with the rest of it: a certificate that has
+    /// expired since is no reason not to ask the node how it is.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, or does not say so.
+    pub fn http_listener(path: &Path) -> Result<SocketAddr, ConfigError> {
+        let node = read_table(path)?.remove("node").and_then(|section| match section {
+            Value::Table(section) => Some(section),
+            _ => None,
+        });
+        let mut sections = BTreeMap::from([("node", node.unwrap_or_default())]);
+        overlay(&mut sections, variables());
+        let node = sections.remove("node").unwrap_or_default();
+        let (mut faults, mut help) = (Vec::new(), Vec::new());
+        read_http(&mut Section::new("node", node, &mut faults, &mut help))
+            .ok_or_else(|| ConfigError::Faults { path: path.to_owned(), faults: ConfigFaults(faults) })
     }
 
     /// Reads a file, with overrides from these variables.
@@ -116,10 +134,7 @@ impl Config {
         path: &Path,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Config, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
-        let table: Table = toml::from_str(&text)
-            .map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })?;
+        let table = read_table(path)?;
         let directory = path.parent().unwrap_or(Path::new("")).to_owned();
         let mut help = Vec::new();
         Config::from_table(table, &directory, environment, &mut help)
@@ -130,9 +145,12 @@ impl Config {
     #[must_use]
     pub fn help() -> Vec<KeyHelp> {
         let mut help = Vec::new();
-        // An empty configuration is one with faults; the keys are described all the same.
-        let described = Config::from_table(Table::new(), Path::new(""), [], &mut help);
-        debug_assert!(described.is_err(), "an empty configuration says too little");
+        // One of everything that there may be several of, to be described; that nothing is said of it is a fault.
+        let one = |key: &str| (key.to_owned(), Value::Array(vec![Value::Table(Table::new())]));
+        let cluster = Table::from_iter(["founders", "keyspaces"].map(one));
+        let table = Table::from_iter([("cluster".to_owned(), Value::Table(cluster))]);
+        let described = Config::from_table(table, Path::new(""), [], &mut help);
+        debug_assert!(described.is_err(), "such a configuration says too little");
         help
     }
 
@@ -169,7 +187,10 @@ impl Config {
         let (node_table, cluster_table, limits_table) = (take("node"), take("cluster"), take("limits"));
         let node = read_node(Section::new("node", node_table, &mut faults, help), directory);
         let cluster = read_cluster(Section::new("cluster", cluster_table, &mut faults, help), directory);
-        let limits = Limits::read(Section::new("limits", limits_table, &mut faults, help));
+        let mut limits = Limits::read(Section::new("limits", limits_table, &mut faults, help));
+        let given =
+            |help: &KeyHelp| Some((help.key.strip_prefix("limits.")?.to_owned(), help.given.clone()?));
+        limits.given = help.iter().filter_map(given).collect();
         // What is no section at all was reported; that nothing is in it says no more.
         let is_missing = |fault: &ConfigFault| matches!(fault.reason, FaultReason::Missing(_));
         faults.retain(|fault| {
@@ -192,6 +213,15 @@ impl Config {
                 Err(faults)
             }
         }
+    }
+
+    /// A digest of what has to be the same on all nodes, whoever founded the cluster. It gives nothing of the secret away.
+    pub(crate) fn cluster_digest(&self) -> u64 {
+        let hash = blake3::derive_key(
+            "quorate 2026-11 settings that all nodes of a cluster have to share",
+            &self.secret,
+        );
+        u64::from_be_bytes(hash[..8].try_into().expect("eight of 32 bytes"))
     }
 
     /// The other founders, to be greeted before a document is known.
@@ -267,6 +297,29 @@ impl NodeSection {
     }
 }
 
+fn read_table(path: &Path) -> Result<Table, ConfigError> {
+    let text =
+        fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })
+}
+
+/// The environment. A variable that is not UTF-8 overrides nothing.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    let text =
+        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text)
+}
+
+fn read_http(section: &mut Section<'_>) -> Option<SocketAddr> {
+    let http = section.text(
+        "http",
+        "127.0.0.1:7500",
+        "address and port for /metrics, /healthz and /readyz, in plain text",
+    );
+    address(section, "http", &http)
+}
+
 fn read_node(mut section: Section<'_>, directory: &Path) -> NodeSection {
     let path = |text: Option<String>| text.map(|text| directory.join(text));
     let id = section.required_number(
@@ -277,12 +330,7 @@ fn read_node(mut section: Section<'_>, directory: &Path) -> NodeSection {
     let listen =
         section.text("listen", "127.0.0.1:7400", "address and port for QUIC, clients and nodes alike");
     let listen = address(&mut section, "listen", &listen);
-    let http = section.text(
-        "http",
-        "127.0.0.1:7500",
-        "address and port for /metrics, /healthz and /readyz, in plain text",
-    );
-    let http = address(&mut section, "http", &http);
+    let http = read_http(&mut section);
     let data = path(section.required_text("data", "the storage directory, relative to this file"));
     let ca = path(section.required_text("ca", "the certificate authority's certificate, a PEM file"));
     let certificate = path(section.required_text("certificate", "the node's certificate, a PEM file"));

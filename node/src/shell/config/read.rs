@@ -51,10 +51,41 @@ fn sentence(value: &Option<String>, reason: &FaultReason) -> String {
 pub struct KeyHelp {
     /// The key with its section.
     pub key: String,
+    /// What it may be.
+    pub kind: ValueKind,
     /// What it has if it is not given; none if it has to be.
     pub default: Option<String>,
     /// Its meaning, its unit, and what raising it costs.
     pub help: &'static str,
+    /// What the configuration that was read gives it, as TOML; none if nothing.
+    pub given: Option<String>,
+}
+
+/// What a setting may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ValueKind {
+    /// A text, which is not empty.
+    Text,
+    /// A whole number from the one to the other.
+    Number(u64, u64),
+    /// `true` or `false`.
+    Switch,
+    /// A list of tables, whose keys are settings of their own.
+    Tables,
+    /// A table of whole numbers from the one to the other.
+    Numbers(u64, u64),
+}
+
+impl fmt::Display for ValueKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ValueKind::Text => f.write_str("text"),
+            ValueKind::Number(low, high) => write!(f, "{low} to {high}"),
+            ValueKind::Switch => f.write_str("true or false"),
+            ValueKind::Tables => f.write_str("tables"),
+            ValueKind::Numbers(low, high) => write!(f, "table of numbers, {low} to {high}"),
+        }
+    }
 }
 
 /// A section of a configuration, from which keys are taken one by one. What is left at the end is unknown.
@@ -92,9 +123,10 @@ impl<'a> Section<'a> {
         self.faults.iter().any(|fault| fault.key == key)
     }
 
-    fn describe(&mut self, key: &str, default: Option<String>, help: &'static str) {
+    fn describe(&mut self, key: &str, kind: ValueKind, default: Option<String>, help: &'static str) {
+        let given = self.table.get(key).map(Value::to_string);
         let key = self.full(key);
-        self.help.push(KeyHelp { key, default, help });
+        self.help.push(KeyHelp { key, kind, default, help, given });
     }
 
     fn take(&mut self, key: &str) -> Option<Value> {
@@ -103,7 +135,7 @@ impl<'a> Section<'a> {
 
     /// A text, or its default.
     pub(super) fn text(&mut self, key: &str, default: &str, help: &'static str) -> String {
-        self.describe(key, Some(format!("{default:?}")), help);
+        self.describe(key, ValueKind::Text, Some(format!("{default:?}")), help);
         match self.take(key) {
             None => default.to_owned(),
             Some(value) => self.as_text(key, value).unwrap_or_else(|| default.to_owned()),
@@ -112,7 +144,7 @@ impl<'a> Section<'a> {
 
     /// A text that has to be given.
     pub(super) fn required_text(&mut self, key: &str, help: &'static str) -> Option<String> {
-        self.describe(key, None, help);
+        self.describe(key, ValueKind::Text, None, help);
         match self.take(key) {
             None => {
                 self.fault(key, None, FaultReason::Missing(help));
@@ -124,7 +156,7 @@ impl<'a> Section<'a> {
 
     /// A text that may be missing.
     pub(super) fn optional_text(&mut self, key: &str, help: &'static str) -> Option<String> {
-        self.describe(key, Some("none".to_owned()), help);
+        self.describe(key, ValueKind::Text, Some("none".to_owned()), help);
         let value = self.take(key)?;
         self.as_text(key, value)
     }
@@ -147,7 +179,7 @@ impl<'a> Section<'a> {
         (low, high): (u64, u64),
         help: &'static str,
     ) -> u64 {
-        self.describe(key, Some(default.to_string()), help);
+        self.describe(key, ValueKind::Number(low, high), Some(default.to_string()), help);
         match self.take(key) {
             None => default,
             Some(value) => self.as_number(key, &value, (low, high)).unwrap_or(default),
@@ -161,7 +193,7 @@ impl<'a> Section<'a> {
         range: (u64, u64),
         help: &'static str,
     ) -> Option<u64> {
-        self.describe(key, None, help);
+        self.describe(key, ValueKind::Number(range.0, range.1), None, help);
         match self.take(key) {
             None => {
                 self.fault(key, None, FaultReason::Missing(help));
@@ -207,7 +239,7 @@ impl<'a> Section<'a> {
 
     /// A switch, or its default.
     pub(super) fn switch(&mut self, key: &str, default: bool, help: &'static str) -> bool {
-        self.describe(key, Some(default.to_string()), help);
+        self.describe(key, ValueKind::Switch, Some(default.to_string()), help);
         match self.take(key) {
             None => default,
             Some(Value::Boolean(value)) => value,
@@ -236,7 +268,7 @@ impl<'a> Section<'a> {
 
     /// A list of tables; empty if it is missing.
     pub(super) fn tables(&mut self, key: &str, help: &'static str) -> Vec<Table> {
-        self.describe(key, Some("[]".to_owned()), help);
+        self.describe(key, ValueKind::Tables, Some("[]".to_owned()), help);
         let entries = match self.take(key) {
             None => return Vec::new(),
             Some(Value::Array(entries)) => entries,
@@ -254,7 +286,7 @@ impl<'a> Section<'a> {
 
     /// A table of small numbers by name; empty if it is missing.
     pub(super) fn numbers(&mut self, key: &str, range: (u64, u64), help: &'static str) -> Vec<(String, u64)> {
-        self.describe(key, Some("{}".to_owned()), help);
+        self.describe(key, ValueKind::Numbers(range.0, range.1), Some("{}".to_owned()), help);
         match self.take(key) {
             None => Vec::new(),
             Some(Value::Table(table)) => table

@@ -240,7 +240,7 @@ impl DevOptions {
             let (name, hosts, days) = (name.to_owned(), Vec::new(), certificates::DAYS_DEFAULT);
             authority.issue(&certificates::Request { role, name, hosts, days })
         };
-        issue(Role::Client(Access::Admin), "client")?.write(&self.directory, "client")?;
+        issue(Role::client(Access::Admin), "client")?.write(&self.directory, "client")?;
         for node in 1..=self.nodes {
             let directory = self.node_directory(node);
             at(&directory, fs::create_dir_all(&directory))?;
