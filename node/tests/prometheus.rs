@@ -6,19 +6,13 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr, clippy::unwrap_used)]
 
 mod running;
+mod scraped;
 mod settings;
 
-use std::{
-    fmt::Write as _,
-    io::{Read, Write as _},
-    net::TcpStream,
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use running::{ByHand, Running, eventually, free_ports};
-use serde_json::Value;
+use running::{ByHand, Running};
+use scraped::Prometheus;
 use tokio::task::LocalSet;
 
 const NODES: u32 = 5;
@@ -52,77 +46,10 @@ const COST: &str = "sum(increase(quorate_antientropy_exchange_bytes_total{kind=\
 /// Nodes that Prometheus can scrape.
 const SCRAPED: &str = "sum(up)";
 
-/// A running Prometheus, which ends when this is dropped.
-struct Prometheus {
-    process: Child,
-    port: u16,
-}
-
-impl Prometheus {
-    /// Scrapes all nodes each second.
-    fn start(directory: &Path, targets: impl Iterator<Item = u16>) -> Prometheus {
-        let port = free_ports(1).0;
-        let mut config = "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\nscrape_configs:\n  - job_name: quorate\n    \
-                          static_configs:\n      - targets:\n"
-            .to_owned();
-        for target in targets {
-            writeln!(config, "          - 127.0.0.1:{target}").unwrap();
-        }
-        let (file, log) = (directory.join("prometheus.yml"), directory.join("prometheus.log"));
-        std::fs::write(&file, config).unwrap();
-        let process = Command::new("prometheus")
-            .arg(format!("--config.file={}", file.display()))
-            .arg(format!("--storage.tsdb.path={}", directory.join("prometheus").display()))
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(log).unwrap())
-            .spawn()
-            .unwrap();
-        Prometheus { process, port }
-    }
-
-    /// What a query gives: labels and values.
-    fn query(&self, query: &str) -> Option<Vec<(Value, f64)>> {
-        let mut encoded = String::new();
-        for byte in query.bytes() {
-            write!(encoded, "%{byte:02x}").unwrap();
-        }
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        write!(stream, "GET /api/v1/query?query={encoded} HTTP/1.0\r\n\r\n").ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        let answer: Value = serde_json::from_str(text.split_once("\r\n\r\n")?.1).ok()?;
-        assert_eq!(answer["status"], "success", "{query}: {answer}");
-        let results = answer["data"]["result"].as_array()?.iter();
-        let value = |result: &Value| result["value"][1].as_str().unwrap().parse().unwrap();
-        Some(results.map(|result| (result["metric"].clone(), value(result))).collect())
-    }
-
-    /// The only value of a query; none if there is none.
-    fn value(&self, query: &str) -> Option<f64> {
-        let found = self.query(query)?;
-        assert!(found.len() <= 1, "{query}: {found:?}");
-        found.first().map(|(_, value)| *value)
-    }
-
-    /// Waits until the only value of a query is as it should be.
-    async fn wait(&self, query: &str, what: &str, is_it: impl Fn(f64) -> bool) -> f64 {
-        eventually(what, Duration::from_secs(60), || async { self.value(query).is_some_and(&is_it) }).await;
-        self.value(query).unwrap()
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        drop(self.process.kill());
-        drop(self.process.wait());
-    }
-}
-
 async fn story() {
     let running = Running::processes_with(NODES, "hints_per_peer_max = 1\nexchange_interval_ms = 2000\n");
     let targets = (1..=NODES).map(|node| running.options.http_port(node));
-    let prometheus = Prometheus::start(&running.options.directory, targets);
+    let prometheus = Prometheus::start(&running.options.directory, targets, None);
     let client = running.client().await;
     let keyspace = client.default_keyspace().unwrap();
     let put = |number: u64, round: u32| {
@@ -188,10 +115,7 @@ async fn story() {
 
 #[test]
 fn prometheus_shows_the_lag_of_a_node_that_was_away_and_its_repair() {
-    if Command::new("prometheus").arg("--version").output().is_err() {
-        eprintln!(
-            "SKIPPED, NOTHING WAS TESTED: there is no prometheus to run (tests/install-tools installs it)"
-        );
+    if !scraped::can_run("prometheus") {
         return;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

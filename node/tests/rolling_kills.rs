@@ -1,4 +1,4 @@
-//! Nodes that are killed and started again, one after the other, under load: clients must not notice.
+//! Nodes that are killed, or restarted in good order, one after the other, under load: clients must not notice.
 //!
 //! Five processes, quorum reads and writes of three copies, an open loop of 64 workers. No request may fail after the
 //! client's own retries, every read shows what was acknowledged before it, and everything acknowledged is there at the end.
@@ -19,7 +19,7 @@ use std::{
 
 use client::{Client, KeyspaceHandle, Level};
 use ring::NodeId;
-use running::{ByHand, Running, eventually, missing};
+use running::{ByHand, Running, eventually, missing, signal};
 use settings::number_from;
 use tokio::task::LocalSet;
 
@@ -90,8 +90,34 @@ async fn is_up_and_whole(client: &Client, node: u32) -> bool {
     true
 }
 
+/// How nodes end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// At once, and they are away for three seconds.
+    Killed,
+    /// In good order, and they are started again at once, as for an upgrade.
+    Stopped,
+}
+
 #[test]
 fn nodes_that_are_killed_one_after_the_other_cost_no_request() {
+    roll(End::Killed);
+}
+
+#[test]
+fn nodes_that_are_restarted_one_after_the_other_cost_no_request() {
+    roll(End::Stopped);
+}
+
+/// Has a node end in good order.
+async fn stop(running: &Running, node: u32) {
+    signal(running.pid(node), "-TERM");
+    // The file with its id goes with it.
+    let file = running.options.node_directory(node).join("pid");
+    eventually("the node has ended", Duration::from_secs(15), || async { !file.exists() }).await;
+}
+
+fn roll(end: End) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
         let seconds = number_from("QUORATE_ROLLING_SECONDS", 12_u32);
@@ -110,19 +136,26 @@ fn nodes_that_are_killed_one_after_the_other_cost_no_request() {
             .collect();
         tokio::time::sleep(calm).await;
         let mut by_hand: Vec<Option<ByHand>> = (0..NODES).map(|_| None).collect();
-        let mut kills = 0;
+        let mut ended = 0;
         for node in (1..=NODES).cycle() {
-            if began.elapsed() >= Duration::from_secs(u64::from(seconds)) {
+            let is_late = began.elapsed() >= Duration::from_secs(u64::from(seconds));
+            if is_late && (end == End::Killed || ended >= NODES) {
                 break;
             }
             let slot = &mut by_hand[node as usize - 1];
-            match slot.take() {
+            match (end, slot.take()) {
                 // Killed by this.
-                Some(process) => drop(process),
-                None => running.kill(node),
+                (End::Killed, Some(process)) => drop(process),
+                (End::Killed, None) => running.kill(node),
+                (End::Stopped, process) => {
+                    stop(&running, node).await;
+                    drop(process);
+                }
             }
-            kills += 1;
-            tokio::time::sleep(Duration::from_secs(3)).await;
+            ended += 1;
+            if end == End::Killed {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
             *slot = Some(ByHand::run(&running.options.node_config(node)));
             eventually("the node is back", Duration::from_secs(60), || is_up_and_whole(&client, node)).await;
         }
@@ -139,7 +172,8 @@ fn nodes_that_are_killed_one_after_the_other_cost_no_request() {
             failures.extend(seen.failures);
         }
         eprintln!(
-            "{kills} kills, {} requests, {} failures; p50 {:?} and p99 {:?} before, {:?} and {:?} during; worst {:?}",
+            "{ended} nodes were {}, {} requests, {} failures; p50 {:?} and p99 {:?} before, {:?} and {:?} during; worst {:?}",
+            if end == End::Killed { "killed" } else { "restarted" },
             before.len() + during.len(),
             failures.len(),
             quantile(&mut before, 500),
