@@ -14,7 +14,7 @@ use std::{
 use antientropy::version::UnixMillis;
 use client::{
     Reply,
-    wire::{ControlError, ControlReply, ControlRequest},
+    wire::{ControlError, ControlReply, ControlRequest, NodeStatus},
 };
 use ring::{Epoch, NodeId};
 use thiserror::Error;
@@ -364,12 +364,7 @@ impl Driver {
                     node.document().map(|document| ControlReply::Document(Box::new((**document).clone())));
                 document.ok_or(ControlError::NotReady)
             }
-            ControlRequest::Status => {
-                let mut status = node.status();
-                status.version = env!("CARGO_PKG_VERSION").to_owned();
-                status.uptime_ms = u64::try_from(now.monotonic.as_millis()).unwrap_or(u64::MAX);
-                Ok(ControlReply::Status(Box::new(status)))
-            }
+            ControlRequest::Status => Ok(ControlReply::Status(Box::new(self.status(now)))),
             ControlRequest::Vitals => {
                 let mut vitals = self.parts.metrics.vitals(node.counters(), self.parts.committer.counters());
                 vitals.wall_unix_ms = now.wall.0;
@@ -528,7 +523,7 @@ impl Driver {
         let parts = &self.parts;
         Snapshot {
             counters: *parts.node.counters(),
-            status: parts.node.status(),
+            status: self.status(parts.clock.now()),
             members: parts.node.document().map_or(0, |document| document.members.len()),
             hints: parts.node.hints_pending(),
             in_sync: parts.node.in_sync().collect(),
@@ -545,6 +540,14 @@ impl Driver {
             requests_pending: self.pending.len(),
             storage: parts.committer.counters(),
         }
+    }
+
+    /// What the node says of itself, with what only its process knows.
+    fn status(&self, now: Now) -> NodeStatus {
+        let mut status = self.parts.node.status();
+        status.version = env!("CARGO_PKG_VERSION").to_owned();
+        status.uptime_ms = u64::try_from(now.monotonic.as_millis()).unwrap_or(u64::MAX);
+        status
     }
 
     /// Whether the process may end: the stop is complete, or has taken long enough.

@@ -631,10 +631,10 @@ fn gather_peers(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
             "Of these, those that an acknowledgement counts on: writes that this node took in the peer's place.",
             snapshot.hints.iter().map(|pending| (peer(&pending.target), number(pending.counted))),
         ),
-        single(
+        gauge(
             "quorate_hints_partly_unread",
             "1 while the store cannot be read for all the hints that it has kept, which are tried again; 0 otherwise.",
-            u64::from(snapshot.hints_are_partly_unread),
+            [(vec![], f64::from(u8::from(snapshot.hints_are_partly_unread)))],
         ),
         gauge(
             "quorate_hint_oldest_seconds",

@@ -275,7 +275,7 @@ fn text_of(shown: &TopDocument) -> String {
         "p50",
         "p99",
         "refused/s",
-        "lost/s",
+        "unanswered/s",
         "under way",
         "hints",
         "lag",
