@@ -17,7 +17,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use client::{
-    Access, Client, ClientConfig, Grant, Level, ReadFailure, Refusal, Role, WriteFailure,
+    Access, Client, ClientConfig, Grant, KeysFailure, Level, ReadFailure, Refusal, Role, WriteFailure,
     certificates::{Authority, Request},
     tls::{self, Material},
     wire::{
@@ -225,6 +225,12 @@ async fn a_role_is_bound_to_the_keyspaces_that_it_names() {
     writer.explain(node, id("carts"), "key", PATIENCE).await.unwrap();
     let refused = writer.explain(node, id("orders"), "key", PATIENCE).await.unwrap_err();
     assert_eq!(refused, ControlError::OtherKeyspaces.into());
+    assert!(carts.keys().next().await.unwrap().is_some());
+    let refused = orders.keys().next().await.unwrap_err();
+    assert_eq!(refused, KeysFailure::Refused(Refusal::OtherKeyspaces));
+    let counted = "quorate_requests_refused_total{reason=\"other_keyspaces\"}";
+    let counted: f64 = (1..=3).filter_map(|node| running.metric(node, counted)).sum();
+    assert!(counted >= 3.0, "three requests for keys, at whichever nodes: {counted}");
     // What shows the cluster as a whole is everybody's.
     writer.status(node, PATIENCE).await.unwrap();
 

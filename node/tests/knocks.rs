@@ -77,6 +77,7 @@ impl Knocker {
         alpn: &[u8],
         papers: Option<&(PathBuf, PathBuf)>,
         bytes: &[u8],
+        frames: usize,
     ) -> Knock {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut command = Command::new(&self.python);
@@ -86,7 +87,7 @@ impl Knocker {
             Some((certificate, key)) => command.arg(certificate).arg(key),
             None => command.args(["-", "-"]),
         };
-        let output = command.arg(hex).output().unwrap();
+        let output = command.arg(hex).arg(frames.to_string()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let said: Value = serde_json::from_slice(&output.stdout).unwrap();
         let answer = said["answer"].as_str().unwrap();
@@ -129,7 +130,7 @@ async fn a_client_of_another_make_is_served_or_turned_away_as_any_other() {
     let status = ClientMessage::Control { id: 7, request: ControlRequest::Status };
     let asks = encoded(&[hello.clone(), status]);
 
-    let served = knocker.knock(&running, ALPN_CLIENT, Some(&good), &asks);
+    let served = knocker.knock(&running, ALPN_CLIENT, Some(&good), &asks, 2);
     assert!(
         matches!(
             &served.answers[..],
@@ -151,13 +152,13 @@ async fn a_client_of_another_make_is_served_or_turned_away_as_any_other() {
         ("a protocol that nobody speaks", &b"h3"[..], Some(good.clone())),
     ];
     for (what, alpn, papers) in turned_away {
-        let knock = knocker.knock(&running, alpn, papers.as_ref(), &asks);
+        let knock = knocker.knock(&running, alpn, papers.as_ref(), &asks, 0);
         eprintln!("{what}: {:?}", knock.end);
         assert!(knock.answers.is_empty() && knock.end.is_some(), "{what}: {knock:?}");
     }
 
     let mut hello_alone = encoded(&[hello]);
-    let welcome = knocker.knock(&running, ALPN_CLIENT, Some(&good), &hello_alone);
+    let welcome = knocker.knock(&running, ALPN_CLIENT, Some(&good), &hello_alone, 1);
     assert!(matches!(&welcome.answers[..], [ServerMessage::Welcome(_)]), "{welcome:?}");
     hello_alone.extend_from_slice(&u32::MAX.to_be_bytes());
     for (what, bytes, answers) in [
@@ -165,7 +166,7 @@ async fn a_client_of_another_make_is_served_or_turned_away_as_any_other() {
         ("the same after a hello", hello_alone, 1),
         ("noise", (0..2000_u32).map(|number| (number * 167 % 251) as u8).collect(), 0),
     ] {
-        let knock = knocker.knock(&running, ALPN_CLIENT, Some(&good), &bytes);
+        let knock = knocker.knock(&running, ALPN_CLIENT, Some(&good), &bytes, 0);
         eprintln!("{what}: {:?}", knock.end);
         // The end may overtake the welcome.
         assert!(knock.answers.len() <= answers && knock.end.is_some(), "{what}: {knock:?}");
@@ -182,7 +183,7 @@ async fn a_client_of_another_make_is_served_or_turned_away_as_any_other() {
         // One that finds no room is as good as lost.
         _ = socket.send_to(&datagram, ("127.0.0.1", running.options.port(1)));
     }
-    let served = knocker.knock(&running, ALPN_CLIENT, Some(&good), &asks);
+    let served = knocker.knock(&running, ALPN_CLIENT, Some(&good), &asks, 2);
     assert_eq!(served.answers.len(), 2, "{served:?}");
     let client = running.client().await;
     client.default_keyspace().unwrap().put("alive", "yes").w(Level::All).send().await.unwrap();

@@ -128,6 +128,7 @@ pub struct Material {
     role: Role,
     expires_unix_s: u64,
     ca_expires_unix_s: u64,
+    stale_unix_s: u64,
 }
 
 impl Material {
@@ -150,7 +151,7 @@ impl Material {
     /// As [`Material::load`].
     pub fn load_at(ca: &Path, certificate: &Path, key: &Path, now: SystemTime) -> Result<Material, TlsError> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (roots, ca_expires_unix_s) = load_roots(ca, now)?;
+        let Authorities { roots, ca_expires_unix_s, stale_unix_s } = load_roots(ca, now)?;
         let roots = Arc::new(roots);
         let chain = load_certificates(certificate)?;
         check_dates(&chain[0], certificate, now)?;
@@ -162,7 +163,7 @@ impl Material {
         })?;
         let expires_unix_s = expires_unix_s(&chain).expect("it was read for its dates");
         let own = Arc::new(load_key(key, chain, certificate)?);
-        Ok(Material { roots, own, role, expires_unix_s, ca_expires_unix_s })
+        Ok(Material { roots, own, role, expires_unix_s, ca_expires_unix_s, stale_unix_s })
     }
 
     /// The role in one's own certificate.
@@ -183,6 +184,13 @@ impl Material {
         self.ca_expires_unix_s
     }
 
+    /// When the files would have to be read anew although they have not changed, in seconds of Unix time: the first moment at
+    /// which one of the authorities in the file ends, or begins.
+    #[must_use]
+    pub fn stale_unix_s(&self) -> u64 {
+        self.stale_unix_s
+    }
+
     pub(super) fn roots(&self) -> Arc<RootCertStore> {
         Arc::clone(&self.roots)
     }
@@ -201,10 +209,18 @@ impl fmt::Debug for Material {
     }
 }
 
-/// The authorities of a file that are valid now, and when the first of them ends.
-fn load_roots(path: &Path, now: Duration) -> Result<(RootCertStore, u64), TlsError> {
+/// The authorities of a file that are valid now.
+struct Authorities {
+    roots: RootCertStore,
+    /// When the first of them ends.
+    ca_expires_unix_s: u64,
+    /// When others of the file will be.
+    stale_unix_s: u64,
+}
+
+fn load_roots(path: &Path, now: Duration) -> Result<Authorities, TlsError> {
     let mut roots = RootCertStore::empty();
-    let (mut outdated, mut first_end) = (None, u64::MAX);
+    let (mut outdated, mut first_end, mut first_begin) = (None, u64::MAX, u64::MAX);
     for authority in load_certificates(path)? {
         let parsed =
             parse(&authority).ok_or_else(|| TlsError::BadCertificate { path: path.to_path_buf() })?;
@@ -213,7 +229,12 @@ fn load_roots(path: &Path, now: Duration) -> Result<(RootCertStore, u64), TlsErr
         }
         match check_dates(&authority, path, now) {
             // The verifier does not look at the dates of what it trusts, so nobody else would.
-            Err(error) => outdated = Some(error),
+            Err(error) => {
+                if let TlsError::NotYetValid { from_unix_s, .. } = error {
+                    first_begin = first_begin.min(u64::try_from(from_unix_s).unwrap_or(0));
+                }
+                outdated = Some(error);
+            }
             Ok(()) => {
                 let added = roots.add(authority.clone());
                 added.map_err(|_| TlsError::BadCertificate { path: path.to_path_buf() })?;
@@ -225,7 +246,11 @@ fn load_roots(path: &Path, now: Duration) -> Result<(RootCertStore, u64), TlsErr
     }
     match outdated {
         Some(error) if roots.is_empty() => Err(error),
-        Some(_) | None => Ok((roots, first_end)),
+        Some(_) | None => Ok(Authorities {
+            roots,
+            ca_expires_unix_s: first_end,
+            stale_unix_s: first_begin.min(first_end.saturating_add(1)),
+        }),
     }
 }
 

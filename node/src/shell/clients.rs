@@ -133,32 +133,45 @@ impl ClientConnection {
         self.document.borrow().as_ref().map_or(Epoch(0), |document| document.epoch)
     }
 
-    /// Hands a request on, or answers it at once if it is not allowed or there are too many.
-    async fn on_request(self: &Rc<Self>, mailbox: &Mailbox, id: u64, request: Request) {
+    /// Refuses a request before it costs anything.
+    fn refuse(&self, mailbox: &Mailbox, id: u64, operation: Operation, refusal: Refusal) {
+        self.under_way.set(self.under_way.get() + 1);
+        mailbox.refused(&refusal);
+        let reply = match operation {
+            Operation::Read => Reply::Get(Err(GetError::Refused(refusal))),
+            Operation::Write => Reply::Write(Err(WriteError::Refused(refusal))),
+        };
+        self.reply(id, self.epoch(), reply);
+    }
+
+    /// Hands a request on, or answers it at once if it is not allowed. Returns whether it handed it on.
+    async fn on_request(self: &Rc<Self>, mailbox: &Mailbox, id: u64, request: Request) -> bool {
         let (operation, needs, keyspace) = match &request {
             Request::Get(get) => (Operation::Read, Access::Read, get.keyspace),
             Request::Put(put) => (Operation::Write, Access::Write, put.keyspace),
             Request::Delete(delete) => (Operation::Write, Access::Write, delete.keyspace),
         };
-        self.under_way.set(self.under_way.get() + 1);
         if let Some(objection) = self.objection(needs, Some(keyspace)) {
-            return self.reply(id, self.epoch(), refused(operation, objection.into()));
+            self.refuse(mailbox, id, operation, objection.into());
+            return false;
         }
+        self.under_way.set(self.under_way.get() + 1);
         let arrived = Instant::now();
         mailbox.put_patiently(Mail::Request { from: Rc::clone(self), id, request, arrived }).await;
+        true
     }
 
     /// Whether the node takes one more request. If not, this one is refused before it costs anything.
     fn admits(&self, mailbox: &Mailbox, id: u64, operation: Operation) -> bool {
         let admits = self.under_way.get() < self.requests_max && mailbox.admits_request();
         if !admits {
-            self.under_way.set(self.under_way.get() + 1);
-            self.reply(id, Epoch(0), refused(operation, Refusal::Overloaded(Limit::Requests)));
+            self.refuse(mailbox, id, operation, Refusal::Overloaded(Limit::Requests));
         }
         admits
     }
 
-    async fn on_control(self: &Rc<Self>, mailbox: &Mailbox, id: u64, request: ControlRequest) {
+    /// As [`ClientConnection::on_request`].
+    async fn on_control(self: &Rc<Self>, mailbox: &Mailbox, id: u64, request: ControlRequest) -> bool {
         let (needs, keyspace) = match &request {
             ControlRequest::Document | ControlRequest::Status | ControlRequest::Vitals => {
                 (Access::Read, None)
@@ -177,17 +190,15 @@ impl ClientConnection {
         };
         self.under_way.set(self.under_way.get() + 1);
         match refusal {
-            Some(refusal) => self.reply_control(id, self.epoch(), Err(refusal)),
-            None => mailbox.put_patiently(Mail::Control { from: Rc::clone(self), id, request }).await,
+            Some(refusal) => {
+                self.reply_control(id, self.epoch(), Err(refusal));
+                false
+            }
+            None => {
+                mailbox.put_patiently(Mail::Control { from: Rc::clone(self), id, request }).await;
+                true
+            }
         }
-    }
-}
-
-/// The reply to a request of this kind that is refused.
-fn refused(operation: Operation, refusal: Refusal) -> Reply {
-    match operation {
-        Operation::Read => Reply::Get(Err(GetError::Refused(refusal))),
-        Operation::Write => Reply::Write(Err(WriteError::Refused(refusal))),
     }
 }
 
@@ -255,35 +266,36 @@ async fn read(
     mut frames: FrameReader,
     mailbox: &Mailbox,
 ) -> Closing {
-    let mut refused_in_a_row = 0_u32;
+    let mut refused = 0_u32;
     loop {
         let body = match next_frame(receiver, &mut frames).await {
             Ok(Some(body)) => body,
             Ok(None) => return Closing::Done,
             Err(closing) => return closing,
         };
-        if let Some((id, operation)) = ClientMessage::peek_request(&body)
-            && !client.admits(mailbox, id, operation)
-        {
-            refused_in_a_row += 1;
-            if refused_in_a_row.is_multiple_of(REFUSED_AT_ONCE) {
+        let was_taken = match ClientMessage::peek_request(&body) {
+            Some((id, operation)) if !client.admits(mailbox, id, operation) => false,
+            _ => match ClientMessage::decode(body) {
+                Ok(ClientMessage::Request { id, request }) => client.on_request(mailbox, id, request).await,
+                Ok(ClientMessage::Control { id, request }) => client.on_control(mailbox, id, request).await,
+                // What cannot be read of one request is no reason to give up the others.
+                Err(DecodeError::Request { id, operation, .. }) => {
+                    client.refuse(mailbox, id, operation, Refusal::Malformed);
+                    false
+                }
+                Err(DecodeError::Control { id, .. }) => {
+                    client.under_way.set(client.under_way.get() + 1);
+                    client.reply_control(id, client.epoch(), Err(ControlError::Unsupported));
+                    false
+                }
+                Ok(ClientMessage::Hello(_)) | Err(DecodeError::Frame(_)) => return Closing::Malformed,
+            },
+        };
+        if !was_taken {
+            refused += 1;
+            if refused.is_multiple_of(REFUSED_AT_ONCE) {
                 task::yield_now().await;
             }
-            continue;
-        }
-        match ClientMessage::decode(body) {
-            Ok(ClientMessage::Request { id, request }) => client.on_request(mailbox, id, request).await,
-            Ok(ClientMessage::Control { id, request }) => client.on_control(mailbox, id, request).await,
-            // What cannot be read of one request is no reason to give up the others.
-            Err(DecodeError::Request { id, operation, .. }) => {
-                client.under_way.set(client.under_way.get() + 1);
-                client.reply(id, Epoch(0), refused(operation, Refusal::Malformed));
-            }
-            Err(DecodeError::Control { id, .. }) => {
-                client.under_way.set(client.under_way.get() + 1);
-                client.reply_control(id, Epoch(0), Err(ControlError::Unsupported));
-            }
-            Ok(ClientMessage::Hello(_)) | Err(DecodeError::Frame(_)) => return Closing::Malformed,
         }
     }
 }

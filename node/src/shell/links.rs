@@ -15,7 +15,11 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use client::wire::{FrameReader, put_frame};
+use client::{
+    Role,
+    tls::role_of_peer,
+    wire::{FrameReader, put_frame},
+};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use ring::{ClusterId, NodeId};
 use tokio::{net, task, time};
@@ -388,6 +392,11 @@ async fn open_at(
         .await
         .map_err(|_| "no answer".to_owned())?
         .map_err(|error| error.to_string())?;
+    match role_of_peer(&connection) {
+        Ok(Role::Node) => {}
+        Ok(role) => return Err(turn_away(&connection, &format!("its role is {role}"))),
+        Err(error) => return Err(turn_away(&connection, &error.to_string())),
+    }
     let opening = time::timeout(HELLO_TIMEOUT, open_streams(links, link, &connection)).await;
     match opening.unwrap_or(Err(Closing::NoHello)) {
         Ok(streams) => Ok((connection, streams)),
@@ -396,6 +405,12 @@ async fn open_at(
             Err(ended(&connection))
         }
     }
+}
+
+/// Ends a connection to whoever listens there and is no node.
+fn turn_away(connection: &Connection, what: &str) -> DialFailure {
+    Closing::Role("whoever listens at a node's address has to be a node").close(connection);
+    format!("not a node: {what}")
 }
 
 async fn open_streams(links: &Links, link: &Link, connection: &Connection) -> Result<Streams, Closing> {

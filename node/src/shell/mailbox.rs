@@ -6,14 +6,15 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
     time::Instant,
 };
 
-use client::{Request, wire::ControlRequest};
+use client::{Refusal, Request, wire::ControlRequest};
 use tokio::sync::Notify;
 
-use super::clients::ClientConnection;
+use super::{clients::ClientConnection, metrics::refusal_label};
 use crate::Input;
 
 /// After so many pieces of mail a reader lets the driver have its turn.
@@ -37,8 +38,8 @@ pub(crate) struct Mailbox {
     wake: Notify,
     /// How many requests may be put in before the next turn; what is beyond is refused where it arrives.
     room: Cell<usize>,
-    /// Counts requests that were.
-    refused: Cell<u64>,
+    /// Counts requests that were refused before they were put in, by reason.
+    refused: RefCell<BTreeMap<&'static str, u64>>,
     /// Counts times that a reader had to wait.
     pub(crate) yields: Cell<u64>,
 }
@@ -62,18 +63,22 @@ impl Mailbox {
         }
     }
 
-    /// Whether one more request may be put in; it is counted as put in. Otherwise it is to be refused, and is counted as that.
+    /// Whether one more request may be put in; it is counted as put in. Otherwise it is to be refused.
     pub(crate) fn admits_request(&self) -> bool {
         let left = self.room.get().checked_sub(1);
-        match left {
-            Some(left) => self.room.set(left),
-            None => self.refused.set(self.refused.get() + 1),
+        if let Some(left) = left {
+            self.room.set(left);
         }
         left.is_some()
     }
 
-    /// How many requests the node will take next. Returns how many were refused since the last time.
-    pub(crate) fn set_room(&self, room: usize) -> u64 {
+    /// Counts a request that was refused before it was put in.
+    pub(crate) fn refused(&self, refusal: &Refusal) {
+        *self.refused.borrow_mut().entry(refusal_label(refusal)).or_default() += 1;
+    }
+
+    /// How many requests the node will take next. Returns how many were refused since the last time, by reason.
+    pub(crate) fn set_room(&self, room: usize) -> BTreeMap<&'static str, u64> {
         self.room.set(room);
         self.refused.take()
     }

@@ -81,14 +81,18 @@ fn outcome_label(reply: &Reply) -> &'static str {
     }
 }
 
-fn refusal_label(reply: &Reply) -> Option<&'static str> {
-    let refusal = match reply {
+fn refusal_of(reply: &Reply) -> Option<&Refusal> {
+    match reply {
         Reply::Write(Err(WriteError::Refused(refusal))) | Reply::Get(Err(GetError::Refused(refusal))) => {
-            refusal
+            Some(refusal)
         }
-        Reply::Write(_) | Reply::Get(_) => return None,
-    };
-    Some(match refusal {
+        Reply::Write(_) | Reply::Get(_) => None,
+    }
+}
+
+/// A refusal's reason as a label.
+pub(crate) fn refusal_label(refusal: &Refusal) -> &'static str {
+    match refusal {
         Refusal::Unavailable { .. } => "unavailable",
         Refusal::Overloaded(Limit::Requests) => "overloaded_requests",
         Refusal::Overloaded(Limit::Unsynced) => "overloaded_unsynced",
@@ -108,7 +112,7 @@ fn refusal_label(reply: &Reply) -> Option<&'static str> {
         Refusal::Forbidden { .. } => "forbidden",
         Refusal::OtherKeyspaces => "other_keyspaces",
         Refusal::Malformed => "malformed",
-    })
+    }
 }
 
 /// See the module's documentation.
@@ -214,8 +218,8 @@ impl Metrics {
             .entry((kind, outcome))
             .or_insert_with(|| durations.with_label_values(&[kind.operation, kind.level, outcome]));
         known.observe(taken.as_secs_f64());
-        if let Some(reason) = refusal_label(reply) {
-            *self.refusals.entry(reason).or_default() += 1;
+        if let Some(refusal) = refusal_of(reply) {
+            *self.refusals.entry(refusal_label(refusal)).or_default() += 1;
         }
         if let Reply::Get(Ok(found)) = reply {
             self.replicas_asked += u64::from(found.freshness.asked);
@@ -265,9 +269,9 @@ impl Metrics {
     }
 
     /// Clients' requests were refused where they arrived.
-    pub(crate) fn refused_on_arrival(&mut self, count: u64) {
-        if count > 0 {
-            *self.refusals.entry("overloaded_requests").or_default() += count;
+    pub(crate) fn refused_on_arrival(&mut self, counts: BTreeMap<&'static str, u64>) {
+        for (reason, count) in counts {
+            *self.refusals.entry(reason).or_default() += count;
         }
     }
 
@@ -399,6 +403,11 @@ impl Metrics {
                 "quorate_ca_expires_timestamp_seconds",
                 "When the first of the authorities that the node trusts expires, in Unix time.",
                 [(vec![], wide(certificates.ca_expires_unix_s))],
+            ),
+            gauge(
+                "quorate_certificates_refused",
+                "1 while the files of the certificates have something that the node cannot use; 0 otherwise.",
+                [(vec![], f64::from(u8::from(certificates.is_refused)))],
             ),
             counter(
                 "quorate_certificate_renewals_total",

@@ -13,7 +13,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     rc::Rc,
-    time::{Duration, SystemTime},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use client::{Role, tls::Material};
@@ -51,6 +52,17 @@ pub(crate) struct CertificateState {
 /// By what it is seen that a file is another.
 type Stamp = Option<(SystemTime, u64)>;
 
+/// By what it is seen that any of them is.
+pub(crate) type Stamps = [Stamp; 3];
+
+/// What was found in the files.
+enum Found {
+    /// The same as before.
+    Nothing,
+    /// Others, as they were when they had this stamp, and whether they are good.
+    Others(Stamps, Box<Result<Material, StartError>>),
+}
+
 impl CertificateFiles {
     /// Reads and checks them, for a node.
     pub(crate) fn load(&self) -> Result<Material, StartError> {
@@ -63,8 +75,29 @@ impl CertificateFiles {
         }
     }
 
-    fn stamps(&self) -> [Stamp; 3] {
+    /// How they are now. Taken before they are read, so that what changes meanwhile is seen the next time.
+    pub(crate) fn stamps(&self) -> Stamps {
         [&self.ca, &self.certificate, &self.key].map(|path| stamp(path))
+    }
+
+    /// Reads them if they are not as they were, and once they stay as they are: half of a file of authorities may look like
+    /// all of it.
+    fn look(&self, known: Option<Stamps>) -> Found {
+        let mut stamps = self.stamps();
+        if known == Some(stamps) {
+            return Found::Nothing;
+        }
+        loop {
+            thread::sleep(SETTLES_AFTER);
+            let before = std::mem::replace(&mut stamps, self.stamps());
+            if before != stamps {
+                continue;
+            }
+            let loaded = self.load();
+            if self.stamps() == stamps {
+                return Found::Others(stamps, Box::new(loaded));
+            }
+        }
     }
 }
 
@@ -84,38 +117,43 @@ impl CertificateState {
     }
 }
 
-/// Looks at the files every so often, and at once when it is asked to, until nobody can ask any more.
+/// What is in use when this begins.
+pub(crate) struct InUse {
+    pub(crate) files: CertificateFiles,
+    /// How they were when they were read.
+    pub(crate) stamps: Stamps,
+    /// See [`Material::stale_unix_s`].
+    pub(crate) stale_unix_s: u64,
+}
+
+/// Looks at the files every so often, and at once when it is asked to.
 pub(crate) async fn follow(
-    files: CertificateFiles,
+    in_use: InUse,
     interval: Duration,
     mut asked: mpsc::UnboundedReceiver<()>,
     papers: Papers,
     state: Rc<Cell<CertificateState>>,
 ) {
-    let mut read = Some(files.stamps());
+    let InUse { files, stamps, mut stale_unix_s } = in_use;
+    let mut read = Some(stamps);
     loop {
-        let is_asked = match time::timeout(interval, asked.recv()).await {
-            Ok(Some(())) => true,
-            Ok(None) => return,
-            Err(_) => false,
-        };
-        let found = files.stamps();
-        if !is_asked && read == Some(found) {
-            continue;
+        tokio::select! {
+            // Nobody can ask any more if there is none.
+            Some(()) = asked.recv() => read = None,
+            () = time::sleep(interval) => {}
         }
-        if !is_asked {
-            time::sleep(SETTLES_AFTER).await;
+        let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if now_unix_s >= stale_unix_s {
+            read = None;
         }
-        // Before they are read: what changes meanwhile is seen the next time.
-        let found = files.stamps();
-        let loading = files.clone();
-        let loaded =
-            task::spawn_blocking(move || loading.load()).await.expect("reading files does not panic");
+        let (looking, known) = (files.clone(), read);
+        let looked = task::spawn_blocking(move || looking.look(known)).await;
+        let Found::Others(stamps, loaded) = looked.expect("reading files does not panic") else { continue };
         let mut now = state.get();
-        match loaded {
+        match *loaded {
             Ok(material) => {
                 papers.renew(&material);
-                read = Some(found);
+                (read, stale_unix_s) = (Some(stamps), material.stale_unix_s());
                 now = CertificateState {
                     renewed: now.renewed + 1,
                     refused: now.refused,

@@ -44,7 +44,7 @@ use super::{
     mailbox::Mailbox,
     metrics::Metrics,
     pid_file::PidFile,
-    renewal::{self, CertificateFiles, CertificateState},
+    renewal::{self, CertificateFiles, CertificateState, InUse},
     resets,
 };
 use crate::{Identity, Node};
@@ -125,7 +125,10 @@ impl Server {
     ///
     /// Whatever stands in its way, before it has begun.
     pub fn start(config: Config) -> Result<Server, StartError> {
-        let material = certificate_files(&config).load()?;
+        let files = certificate_files(&config);
+        let stamps = files.stamps();
+        let material = files.load()?;
+        let in_use = InUse { files, stamps, stale_unix_s: material.stale_unix_s() };
         let socket = UdpSocket::bind(config.listen).map_err(|error| StartError::Listen {
             address: config.listen,
             what: "QUIC",
@@ -149,6 +152,7 @@ impl Server {
         let running = Running {
             config,
             material,
+            in_use,
             socket,
             http,
             opened,
@@ -244,6 +248,7 @@ fn write_pid_file(config: &Config) -> Result<Option<PidFile>, StartError> {
 struct Running {
     config: Config,
     material: Material,
+    in_use: InUse,
     socket: UdpSocket,
     http: TcpListener,
     opened: Opened,
@@ -260,13 +265,17 @@ impl Running {
             .enable_all()
             .build()
             .expect("a runtime needs a few file descriptors");
-        LocalSet::new().block_on(&runtime, self.serve())
+        let ended = LocalSet::new().block_on(&runtime, self.serve());
+        // A file system that does not answer holds up whoever reads certificates, and nobody else.
+        runtime.shutdown_timeout(CLOSE_TIMEOUT);
+        ended
     }
 
     async fn serve(self) -> Result<(), DriverError> {
         let Running {
             config,
             material,
+            in_use,
             socket,
             http,
             opened,
@@ -283,7 +292,7 @@ impl Running {
         let dialler = papers.dialler.clone();
         let certificates = Rc::new(Cell::new(CertificateState::of(&material)));
         task::spawn_local(renewal::follow(
-            certificate_files(&config),
+            in_use,
             config.limits.certificate_interval,
             told_to_renew,
             papers,

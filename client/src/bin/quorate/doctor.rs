@@ -129,6 +129,16 @@ fn examine(document: &ClusterDocument, answers: &Answers) -> Vec<Finding> {
         answers.vitals.iter().filter_map(|(node, answer)| Some((*node, answer.as_ref().ok()?))).collect();
     ports(document, answers, &statuses, &mut findings);
     clocks(&statuses, &vitals, answers.asked_unix_ms, &mut findings);
+    for (&node, answer) in answers.vitals.iter().filter(|(node, _)| statuses.contains_key(node)) {
+        let Err(failure) = answer else { continue };
+        find(
+            &mut findings,
+            (Grade::Warning, Subject::Configuration),
+            [node],
+            format!("says nothing of its disk, its certificates and its settings: {}", reason(failure)),
+            "run this again; a node of an older version has to be upgraded first",
+        );
+    }
     disks(&vitals, &mut findings);
     certificates(&vitals, answers.asked_unix_ms.1 / 1000, &mut findings);
     configuration(document, &statuses, &vitals, &mut findings);

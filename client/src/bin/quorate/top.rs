@@ -232,6 +232,9 @@ fn rates(member: &mut MemberDocument, earlier: &NodeVitals, later: &NodeVitals, 
 /// What so large a share of the requests between two looks took no longer than; none if there were none. Between two bounds
 /// requests count as evenly spread, as in Prometheus' `histogram_quantile`.
 fn quantile_us(bounds: &[u64], earlier: &[u64], later: &[u64], share: f64) -> Option<u64> {
+    // A process that has started anew counts from nothing.
+    let is_new = earlier.iter().zip(later).any(|(earlier, later)| earlier > later);
+    let earlier = if is_new { &[] } else { earlier };
     let counts: Vec<u64> = later
         .iter()
         .enumerate()
@@ -246,7 +249,7 @@ fn quantile_us(bounds: &[u64], earlier: &[u64], later: &[u64], share: f64) -> Op
     };
     let high = bounds.get(index).copied()?;
     let within = (wanted - below as f64) / (counts[index] - below).max(1) as f64;
-    Some(low + ((high - low) as f64 * within) as u64)
+    Some(low + (high.saturating_sub(low) as f64 * within) as u64)
 }
 
 fn text_of(shown: &TopDocument) -> String {
@@ -367,6 +370,8 @@ mod tests {
         // A process that has counted nothing yet.
         assert_eq!(quantile_us(&bounds, &[], &[1, 1, 1], 0.5), Some(50));
         assert_eq!(quantile_us(&bounds, &[], &[], 0.5), None);
+        // One that has begun anew in between.
+        assert_eq!(quantile_us(&bounds, &[100, 100, 100], &[0, 1, 1], 0.5), Some(550));
     }
 
     #[test]

@@ -121,8 +121,13 @@ impl Config {
         overlay(&mut sections, variables());
         let node = sections.remove("node").unwrap_or_default();
         let (mut faults, mut help) = (Vec::new(), Vec::new());
-        read_http(&mut Section::new("node", node, &mut faults, &mut help))
-            .ok_or_else(|| ConfigError::Faults { path: path.to_owned(), faults: ConfigFaults(faults) })
+        // Faulty text has its default, at which another node may answer.
+        match read_http(&mut Section::new("node", node, &mut faults, &mut help)) {
+            Some(listener) if faults.is_empty() => Ok(listener),
+            Some(_) | None => {
+                Err(ConfigError::Faults { path: path.to_owned(), faults: ConfigFaults(faults) })
+            }
+        }
     }
 
     /// Reads a file, with overrides from these variables.
