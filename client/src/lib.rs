@@ -15,6 +15,11 @@ pub mod tls;
 pub mod udp;
 pub mod wire;
 
+/// The guide for users, whose examples are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/client.md")]
+pub struct Guide;
+
 pub use access::{Access, Grant, Role, UnknownRole};
 pub use error::{DoubtCause, GetError, Limit, Refusal, WriteError};
 pub use level::{Copies, Level, LevelError, Operation, Preset, Required, UnknownLevel, overlaps};
