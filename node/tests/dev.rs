@@ -88,7 +88,12 @@ fn pids(folder: &Path) -> Vec<u32> {
 fn every_signal_that_asks_for_an_end_gets_one_in_good_order() {
     let (folder, ports) = (Folder::new(), free_ports(2));
     for signal in ["-HUP", "-INT", "-TERM"] {
-        let mut ready = Ready::start(dev(&folder.0, ports, &["--processes"]));
+        let plain = dev(&folder.0, ports, &["--processes"]);
+        // Whoever started the tests may have had hang-ups ignored.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP").arg(plain.get_program()).args(plain.get_args());
+        command.current_dir(&folder.0).stdout(Stdio::piped());
+        let mut ready = Ready::start(command);
         assert_eq!(pids(&folder.0).len(), 2);
         ready.signal(signal);
         assert_eq!(ready.line(), "stopped: all nodes have ended\n", "{signal}");

@@ -220,7 +220,7 @@ fn status(node: NodeId, document: &ClusterDocument) -> NodeStatus {
         epoch: document.epoch,
         is_ready: true,
         copies: 64,
-        copies_whole: 63,
+        copies_whole: 64,
         uptime_ms: 61_000,
         clock_drift_ms: Some(2),
         operations: 0,

@@ -69,6 +69,10 @@ struct RepairDocument {
     in_sync: Option<usize>,
     /// Nodes that did not answer: what they share was not compared.
     unreachable: Vec<u32>,
+    /// Of those who were waited for, the nodes with a store that nobody has recorded: they lack what they had.
+    unrecorded: Vec<u32>,
+    /// And those with copies that are not whole, because another node is away.
+    filling: Vec<u32>,
     elapsed_ms: u64,
 }
 
@@ -189,15 +193,25 @@ pub(crate) async fn repair(repair: Repair, global: &Global, output: &Output) -> 
     }
     open.retain(|(one, other), _| !unreachable.contains(one) && !unreachable.contains(other));
     let (pairs, mut given_up) = (open.len(), 0);
+    let mut unrecorded = BTreeSet::new();
+    // Of one partition alone no node says whether its copy is whole.
+    let mut filling = if repair.wait && partition.is_none() { nodes.clone() } else { BTreeSet::new() };
     if repair.wait {
         let mut progress = SyncProgress::begin(pairs);
         let mut silent: BTreeMap<NodeId, u32> = BTreeMap::new();
-        while !open.is_empty() {
+        // A copy is whole when it has compared itself with all others: not while one is away.
+        while !open.is_empty() || (!filling.is_empty() && unreachable.is_empty()) {
             tokio::time::sleep(ASK_INTERVAL).await;
             // What a node says is about a time after this.
             let asked = Instant::now();
             let statuses = ask_all(&session.client, &document, wait).await;
             for (node, status) in known(&statuses) {
+                if !status.is_recorded {
+                    unrecorded.insert(node);
+                }
+                if status.copies_whole == status.copies || !status.is_recorded {
+                    filling.remove(&node);
+                }
                 let synced = status.peers.iter().filter_map(|peer| Some((peer.node, peer.sync?)));
                 for (peer, sync) in synced {
                     let pair = (node.min(peer), node.max(peer));
@@ -216,7 +230,7 @@ pub(crate) async fn repair(repair: Repair, global: &Global, output: &Output) -> 
             let before = open.len();
             open.retain(|(one, other), _| !unreachable.contains(one) && !unreachable.contains(other));
             given_up += before - open.len();
-            progress.show(pairs - open.len(), &open);
+            progress.show(pairs - open.len(), &open, &filling);
         }
         progress.end();
     }
@@ -226,6 +240,8 @@ pub(crate) async fn repair(repair: Repair, global: &Global, output: &Output) -> 
         pairs,
         in_sync: repair.wait.then_some(pairs - given_up),
         unreachable: unreachable.iter().map(|node| node.0).collect(),
+        unrecorded: unrecorded.iter().map(|node| node.0).collect(),
+        filling: filling.difference(&unreachable).map(|node| node.0).collect(),
         elapsed_ms,
     };
     output.print(&shown, |text| {
@@ -242,8 +258,19 @@ pub(crate) async fn repair(repair: Repair, global: &Global, output: &Output) -> 
         for node in &shown.unreachable {
             let _ = writeln!(text, "node-{node} did not answer: what it shares with others was not compared");
         }
+        for node in &shown.unrecorded {
+            let _ =
+                writeln!(text, "node-{node} has a new store and lacks what it had: quorate readmit {node}");
+        }
+        for node in &shown.filling {
+            let _ = writeln!(
+                text,
+                "node-{node} has copies that are filling, and not all others are there to fill them"
+            );
+        }
     })?;
-    Ok(if unreachable.is_empty() { Exit::Done } else { Exit::Failed })
+    let is_done = unreachable.is_empty() && unrecorded.is_empty() && shown.filling.is_empty();
+    Ok(if is_done { Exit::Done } else { Exit::Failed })
 }
 
 /// The nodes that have copies of what is to be repaired.
@@ -294,9 +321,17 @@ impl SyncProgress {
         SyncProgress { bar, shown: Instant::now(), pairs }
     }
 
-    fn show(&mut self, in_sync: usize, open: &BTreeMap<(NodeId, NodeId), Instant>) {
-        let waiting = open.keys().next();
-        let waiting = waiting.map_or(String::new(), |(one, other)| format!("waiting for {one} and {other}"));
+    fn show(
+        &mut self,
+        in_sync: usize,
+        open: &BTreeMap<(NodeId, NodeId), Instant>,
+        filling: &BTreeSet<NodeId>,
+    ) {
+        let waiting = match (open.keys().next(), filling.first()) {
+            (Some((one, other)), _) => format!("waiting for {one} and {other}"),
+            (None, Some(node)) => format!("waiting for the copies of {node} to be whole"),
+            (None, None) => String::new(),
+        };
         match &self.bar {
             Some(bar) => {
                 bar.set_position(in_sync as u64);
