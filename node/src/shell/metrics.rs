@@ -22,7 +22,6 @@ use prometheus::{
     proto::{self, Bucket, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 use ring::NodeId;
-use rustix::fs::StatVfs;
 
 use super::{config::Config, disk::CommitterCounters, links::LinkState, renewal::CertificateState};
 use crate::{AGE_BOUNDS_MS, Ages, Counters, HintsPending, Merged, PeerSync};
@@ -159,6 +158,7 @@ pub(crate) struct Snapshot {
 impl Metrics {
     /// Nothing counted yet, of a node with this configuration and these certificates.
     pub(crate) fn new(config: &Config, certificates: Rc<Cell<CertificateState>>) -> Metrics {
+        let durations_us = DURATION_BUCKETS.map(|seconds| Duration::from_secs_f64(seconds).as_micros());
         let registry = Registry::new();
         let options = HistogramOpts::new(
             "quorate_request_duration_seconds",
@@ -196,6 +196,7 @@ impl Metrics {
             certificates,
             data: config.data.clone(),
             about: NodeVitals {
+                duration_bounds_us: durations_us.map(|us| u64::try_from(us).unwrap_or(u64::MAX)).to_vec(),
                 cluster_settings: config.cluster_digest(),
                 limits: config.limits.given.clone(),
                 ..NodeVitals::default()
@@ -233,8 +234,6 @@ impl Metrics {
     /// What an administrator's tools ask for, but for the clock.
     pub(crate) fn vitals(&self, counters: &Counters, storage: CommitterCounters) -> NodeVitals {
         let mut vitals = self.about.clone();
-        let durations = DURATION_BUCKETS.map(|seconds| Duration::from_secs_f64(seconds).as_micros());
-        vitals.duration_bounds_us = durations.map(|us| u64::try_from(us).unwrap_or(u64::MAX)).to_vec();
         for ((kind, outcome), histogram) in &self.known {
             let requests = if kind.operation == "get" { &mut vitals.reads } else { &mut vitals.writes };
             let found = histogram.metric();
@@ -257,9 +256,9 @@ impl Metrics {
             vitals.repaired_bytes += merged.bytes;
         }
         vitals.storage_bytes = storage.journal_bytes + storage.table_bytes;
-        if let Ok(found) = rustix::fs::statvfs(&self.data) {
-            vitals.storage_free_bytes = found.f_bavail.saturating_mul(found.f_frsize);
-            vitals.storage_size_bytes = found.f_blocks.saturating_mul(found.f_frsize);
+        if let Some(space) = Space::of(&self.data) {
+            vitals.storage_free_bytes = space.free_bytes;
+            vitals.storage_size_bytes = space.size_bytes;
         }
         let certificates = self.certificates.get();
         vitals.certificate_expires_unix_s = certificates.expires_unix_s;
@@ -725,23 +724,35 @@ fn gather_storage(snapshot: &Snapshot, out: &mut Vec<MetricFamily>) {
     ]);
 }
 
-/// What there is of the file system, and what of it the node may still use; nothing if the system does not say.
+/// What there is of a file system, and what of it the node may still use.
+struct Space {
+    free_bytes: u64,
+    size_bytes: u64,
+}
+
+impl Space {
+    /// Of the file system of a directory; none if the system does not say.
+    fn of(directory: &Path) -> Option<Space> {
+        let found = rustix::fs::statvfs(directory).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Some(Space { free_bytes: bytes(found.f_bavail), size_bytes: bytes(found.f_blocks) })
+    }
+}
+
 fn gather_space(data: &Path, out: &mut Vec<MetricFamily>) {
-    let found = rustix::fs::statvfs(data).ok();
-    let bytes = |blocks: fn(&StatVfs) -> u64| {
-        found.as_ref().map(|found| (vec![], wide(blocks(found).saturating_mul(found.f_frsize))))
-    };
+    let space = Space::of(data);
+    let bytes = |of: fn(&Space) -> u64| space.as_ref().map(|space| (vec![], wide(of(space))));
     out.extend([
         gauge(
             "quorate_storage_free_bytes",
             "Bytes that are free for the node on the file system of its storage directory. Near the end of it the node \
              refuses writes.",
-            bytes(|found| found.f_bavail),
+            bytes(|space| space.free_bytes),
         ),
         gauge(
             "quorate_storage_size_bytes",
             "Bytes of the file system of the node's storage directory.",
-            bytes(|found| found.f_blocks),
+            bytes(|space| space.size_bytes),
         ),
     ]);
 }

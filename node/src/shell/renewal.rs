@@ -55,14 +55,6 @@ type Stamp = Option<(SystemTime, u64)>;
 /// By what it is seen that any of them is.
 pub(crate) type Stamps = [Stamp; 3];
 
-/// What was found in the files.
-enum Found {
-    /// The same as before.
-    Nothing,
-    /// Others, as they were when they had this stamp, and whether they are good.
-    Others(Stamps, Box<Result<Material, StartError>>),
-}
-
 impl CertificateFiles {
     /// Reads and checks them, for a node.
     pub(crate) fn load(&self) -> Result<Material, StartError> {
@@ -81,11 +73,11 @@ impl CertificateFiles {
     }
 
     /// Reads them if they are not as they were, and once they stay as they are: half of a file of authorities may look like
-    /// all of it.
-    fn look(&self, known: Option<Stamps>) -> Found {
+    /// all of it. Returns how they were when they were read, and whether they are good.
+    fn look(&self, known: Option<Stamps>) -> Option<(Stamps, Result<Material, StartError>)> {
         let mut stamps = self.stamps();
         if known == Some(stamps) {
-            return Found::Nothing;
+            return None;
         }
         loop {
             thread::sleep(SETTLES_AFTER);
@@ -95,7 +87,7 @@ impl CertificateFiles {
             }
             let loaded = self.load();
             if self.stamps() == stamps {
-                return Found::Others(stamps, Box::new(loaded));
+                return Some((stamps, loaded));
             }
         }
     }
@@ -148,9 +140,9 @@ pub(crate) async fn follow(
         }
         let (looking, known) = (files.clone(), read);
         let looked = task::spawn_blocking(move || looking.look(known)).await;
-        let Found::Others(stamps, loaded) = looked.expect("reading files does not panic") else { continue };
+        let Some((stamps, loaded)) = looked.expect("reading files does not panic") else { continue };
         let mut now = state.get();
-        match *loaded {
+        match loaded {
             Ok(material) => {
                 papers.renew(&material);
                 (read, stale_unix_s) = (Some(stamps), material.stale_unix_s());
