@@ -11,14 +11,15 @@ mod settings;
 use std::{
     cell::Cell,
     fs,
+    net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
     rc::Rc,
     time::{Duration, Instant},
 };
 
-use client::{KeyspaceHandle, Level};
-use running::{ByHand, Running, eventually};
+use client::{KeyspaceHandle, Level, WriteFailure};
+use running::{ByHand, Running, eventually, signal};
 use scraped::Prometheus;
 use tokio::{task::LocalSet, time::sleep};
 
@@ -99,7 +100,18 @@ async fn story() {
     prometheus.wait("sum(up)", "all are scraped", |up| up == f64::from(NODES)).await;
     sleep(Duration::from_secs(8)).await;
 
-    // Killed under load: what waits for it stays unanswered, then what needs it is refused, and hints are kept for it.
+    // It stands still: what waits for it stays unanswered. Then it is killed: what needs it is refused, and hints are kept for it.
+    signal(running.pid(KILLED), "-STOP");
+    let keyspace = client.default_keyspace().unwrap();
+    let short = Duration::from_millis(200);
+    let (mut unanswered, mut tried) = (0, 0);
+    while unanswered < 2 {
+        let put = keyspace.put(format!("unanswered-{tried}"), "value").w(Level::All);
+        let put = put.timeout(short).attempts(1).send().await;
+        unanswered += u32::from(matches!(put, Err(WriteFailure::InDoubt(_))));
+        tried += 1;
+        assert!(tried < 200, "most keys have a copy on it");
+    }
     running.kill(KILLED);
     let began = Instant::now();
     prometheus.wait(NODE_DOWN, "the alert fires", |firing| firing == 1.0).await;
@@ -114,6 +126,11 @@ async fn story() {
 
     // Another one's disk is replaced.
     running.kill(WIPED);
+    let ports = (running.options.port(WIPED), running.options.http_port(WIPED));
+    eventually("its process is gone, and its ports are free", SOON, || async {
+        UdpSocket::bind(("127.0.0.1", ports.0)).is_ok() && TcpListener::bind(("127.0.0.1", ports.1)).is_ok()
+    })
+    .await;
     fs::remove_dir_all(running.options.node_directory(WIPED).join("data")).unwrap();
     let wiped = ByHand::run(&running.options.node_config(WIPED));
     eventually("it is readmitted", SOON, || async {
