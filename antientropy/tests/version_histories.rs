@@ -51,7 +51,8 @@ enum Step {
 
 fn steps(steps_max: usize) -> impl Strategy<Value = Vec<Step>> {
     let request = || {
-        let copies = prop_oneof![4 => Just(0x80), 1 => 0x00..=0x07u8, 1 => 0x80..=0x87u8];
+        let explicit = (1..=7u8).prop_map(|n| CopyCount::explicit(n).to_byte());
+        let copies = prop_oneof![4 => Just(0x80), 2 => explicit];
         (prop::option::weighted(0.7, 0..CLIENTS), prop::bool::weighted(0.25), 0..4u128, copies, 0..6u64)
             .prop_map(|(client, delete, id, copies, clock_step)| Request {
                 client,
@@ -169,10 +170,11 @@ impl World {
         let dot = Dot { counter: Counter(*clock).max(highest).max(context.highest()).next(), actor };
         let bytes = format!("value {}", self.events.len());
         let value = (!request.delete).then(|| Value { request: RequestId(request.id), ..Value::new(bytes) });
-        let copies = CopyCount::from_byte(request.copies).expect("the strategy makes valid bytes");
+        let asked = CopyCount::from_byte(request.copies).expect("the strategy makes valid bytes");
 
         let mut known = current.as_ref().map_or_else(Events::new, |state| state.known.clone());
         known.extend(&seen);
+        let copies = self.copies(&known).raised(asked);
         known.insert(self.events.len());
         let event = Event { dot, value: value.clone(), copies, covers: seen.clone(), seen };
         self.events.push(event);
@@ -185,11 +187,12 @@ impl World {
                     Some(Record::Lww(_)) => unreachable!("one policy in a world"),
                     None => SiblingSet::new(),
                 };
-                set.write(dot, &context, value, copies);
+                set.write(dot, &context, value, asked);
                 Record::Siblings(set)
             }
             (ConflictPolicy::LastWriteWins, current) => {
-                let version = Record::Lww(LwwVersion::write(dot, &context, value, copies));
+                let held = current.as_ref().map_or(CopyCount::NONE, |record| record.copies());
+                let version = Record::Lww(LwwVersion::write(dot, &context, value, held.raised(asked)));
                 current.map_or(version.clone(), |mut record| {
                     record.merge(&version);
                     record

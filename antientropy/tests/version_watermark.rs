@@ -57,7 +57,8 @@ fn watermarks() -> impl Strategy<Value = Counter> {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let read = prop::option::weighted(0.6, any::<Index>());
     let value = prop::option::weighted(0.8, prop::option::weighted(0.4, 0..=MILLIS_MAX));
-    let copies = prop_oneof![3 => Just(0x80), 1 => 0x80..=0x87u8];
+    let explicit = (1..=7u8).prop_map(|n| CopyCount::explicit(n).to_byte());
+    let copies = prop_oneof![3 => Just(0x80), 1 => explicit];
     let write = (0..REPLICAS, read, value, copies, 0..4u64);
     let step = prop_oneof![
         6 => write.prop_map(|(replica, read, value, copies, clock_step)| Step::Write {

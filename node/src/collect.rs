@@ -1,8 +1,11 @@
 //! What follows from floors, promises and watermarks at this node: what it promises, from when on it forgets, and that it does.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use antientropy::version::{Counter, Record};
+use antientropy::version::{CopyCount, Counter, Record};
 use ring::{ClusterDocument, KeyspaceId, NodeId, PartitionId};
 
 use crate::{
@@ -164,6 +167,10 @@ impl<S: Store> Local<S> {
         }
         self.counters.watermarks_raised += 1;
         self.watermarks.set(partition, watermark);
+        // It rests on the floors of those that were copies, and a node that has become one may have a clock behind all theirs.
+        if self.planted != Some(PlantedBug::MintBelowPromise) {
+            self.replica.clock().begin_above(watermark);
+        }
         // What was exchanged at a lower one may be dead at this one.
         self.copies.begin_round(partition);
         if self.copies.time(partition).generation != 0 {
@@ -254,31 +261,48 @@ impl<S: Store> Local<S> {
 
     // Filling.
 
-    /// Partitions of which this node is to keep records under a document that it does not keep under the present one.
+    /// Partitions of which this node is to keep records under a document that it does not keep under the present one, and that
+    /// another copy has kept. (What none has is nowhere to be had: whoever becomes the first of a list need not fill for records
+    /// of one copy.)
     pub(crate) fn grown(&self, document: &ClusterDocument) -> Vec<PartitionId> {
         let Some(before) = &self.document else { return Vec::new() };
         let is_grown = |partition: &PartitionId| {
             before.keyspaces.keys().any(|keyspace| {
                 let of = |document| Owners::of_every_count(document, *keyspace, *partition);
+                let all = Owners::keepers(
+                    document,
+                    *keyspace,
+                    *partition,
+                    CopyCount::explicit(CopyCount::EXPLICIT_MAX),
+                );
+                let is_other =
+                    |node: NodeId| node != self.node && all.as_ref().is_some_and(|all| all.contains(node));
                 let mut both = of(document).zip(of(before));
-                both.any(|(after, before)| after.contains(self.node) && !before.contains(self.node))
+                both.any(|(after, before)| {
+                    after.contains(self.node) && !before.contains(self.node) && before.nodes().any(is_other)
+                })
             })
         };
         self.copies.partitions().filter(is_grown).collect()
     }
 
-    /// Whether records of so many copies are taken whatever their sender knows: no whole copy keeps them.
+    /// Whether records of this count are taken whatever their sender knows: of the others that would know what of them is
+    /// dead, none was whole.
     pub(crate) fn is_in_union(
         &self,
         keyspace: KeyspaceId,
         partition: PartitionId,
-        copies: antientropy::version::CopyCount,
+        copies: CopyCount,
     ) -> bool {
         let (Some(found), Some(document)) = (self.copies.union(partition), &self.document) else {
             return false;
         };
-        let keepers = Owners::keepers(document, keyspace, partition, copies);
-        keepers.is_some_and(|keepers| keepers.contains(self.node) && lacks_whole(&keepers, self.node, found))
+        let keepers = if self.planted == Some(PlantedBug::LatecomerBelieved) {
+            Owners::keepers(document, keyspace, partition, copies)
+        } else {
+            Owners::first_keepers(document, keyspace, partition, copies)
+        };
+        keepers.is_some_and(|keepers| lacks_whole(&keepers, self.node, found))
     }
 
     /// A filling copy that has exchanged with all others becomes whole, if the document records this store.
@@ -288,11 +312,17 @@ impl<S: Store> Local<S> {
         }
         let Some(document) = self.document.clone() else { return };
         let (node, others) = (self.node, self.sharers.get(&partition).map_or(&[][..], Vec::as_slice));
-        let needs_union = |found: &BTreeMap<NodeId, u64>| {
-            document.keyspaces.keys().any(|keyspace| {
-                let mut all = Owners::of_every_count(&document, *keyspace, partition);
-                all.any(|keepers| keepers.contains(node) && lacks_whole(&keepers, node, found))
-            })
+        let needs_union = |found: &BTreeMap<NodeId, u64>, blocked: &BTreeSet<(KeyspaceId, CopyCount)>| {
+            let is_shared_by = |keepers: &Owners| keepers.contains(node) && keepers.len() > 1;
+            let of_every_count =
+                |keyspace: &KeyspaceId| Owners::of_every_count(&document, *keyspace, partition);
+            let mut kept = document.keyspaces.keys().flat_map(of_every_count).filter(is_shared_by);
+            let first_keepers = |&(keyspace, copies): &(KeyspaceId, CopyCount)| {
+                Owners::first_keepers(&document, keyspace, partition, copies)
+            };
+            let mut refused = blocked.iter().filter_map(first_keepers);
+            kept.any(|keepers| lacks_whole(&keepers, node, found))
+                || refused.any(|keepers| lacks_whole(&keepers, node, found))
         };
         let judged = self.copies.judge(partition, others, needs_union);
         match judged {
@@ -311,6 +341,5 @@ impl<S: Store> Local<S> {
 
 /// Whether none of the other keepers of some records was whole.
 fn lacks_whole(keepers: &Owners, node: NodeId, found: &BTreeMap<NodeId, u64>) -> bool {
-    let mut others = keepers.nodes().filter(|keeper| *keeper != node).peekable();
-    others.peek().is_some() && !others.any(|keeper| found.get(&keeper) == Some(&0))
+    !keepers.nodes().any(|keeper| keeper != node && found.get(&keeper) == Some(&0))
 }

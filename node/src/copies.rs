@@ -22,8 +22,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use antientropy::version::CopyCount;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use ring::{Epoch, NodeId, PartitionId, StoreId};
+use ring::{Epoch, KeyspaceId, NodeId, PartitionId, StoreId};
 
 use crate::{
     message::StartId,
@@ -58,6 +59,8 @@ enum State {
         exchanged: BTreeMap<NodeId, u64>,
         /// In a union: how the others were found in the round before.
         union: Option<BTreeMap<NodeId, u64>>,
+        /// Of what it has refused in exchanges of this round: whose records, and for how many copies.
+        blocked: BTreeSet<(KeyspaceId, CopyCount)>,
         /// The batch that carries the mark of wholeness, once it is on its way.
         becoming: Option<Sequence>,
     },
@@ -143,7 +146,8 @@ impl Copies {
     fn filling(&mut self) -> State {
         self.generations = self.generations.wrapping_add(1).max(1);
         let time = Time { generation: self.generations, round: 0 };
-        State::Filling { time, exchanged: BTreeMap::new(), union: None, becoming: None }
+        let (exchanged, blocked) = (BTreeMap::new(), BTreeSet::new());
+        State::Filling { time, exchanged, union: None, blocked, becoming: None }
     }
 
     /// The copy cannot be believed any more. Says what it was before; none if there is no such copy.
@@ -185,6 +189,8 @@ impl Copies {
     ) -> bool {
         match self.copies.get(&partition).map(|copy| &copy.state) {
             Some(State::Whole) => true,
+            // What it has refused may be alive: those that know have yet to say.
+            Some(State::Filling { blocked, .. }) if !blocked.is_empty() => false,
             Some(State::Filling { exchanged, .. }) => {
                 let found: Vec<Option<u64>> =
                     others.into_iter().map(|node| exchanged.get(&node).copied()).collect();
@@ -222,11 +228,12 @@ impl Copies {
 
     /// A filling copy has to exchange with all others again.
     pub(crate) fn begin_round(&mut self, partition: PartitionId) {
-        if let Some(State::Filling { time, exchanged, union, becoming: None }) =
+        if let Some(State::Filling { time, exchanged, union, blocked, becoming: None }) =
             self.copies.get_mut(&partition).map(|copy| &mut copy.state)
         {
             time.round += 1;
             exchanged.clear();
+            blocked.clear();
             *union = None;
         }
     }
@@ -237,9 +244,9 @@ impl Copies {
         &mut self,
         partition: PartitionId,
         others: &[NodeId],
-        needs_union: impl FnOnce(&BTreeMap<NodeId, u64>) -> bool,
+        needs_union: impl FnOnce(&BTreeMap<NodeId, u64>, &BTreeSet<(KeyspaceId, CopyCount)>) -> bool,
     ) -> Judged {
-        let Some(State::Filling { time, exchanged, union, becoming: None }) =
+        let Some(State::Filling { time, exchanged, union, blocked, becoming: None }) =
             self.copies.get_mut(&partition).map(|copy| &mut copy.state)
         else {
             return Judged::Filling;
@@ -248,9 +255,10 @@ impl Copies {
             return Judged::Filling;
         }
         match union {
-            None if !needs_union(exchanged) => Judged::Whole,
+            None if !needs_union(exchanged, blocked) => Judged::Whole,
             None => {
                 *union = Some(std::mem::take(exchanged));
+                blocked.clear();
                 time.round += 1;
                 Judged::Again
             }
@@ -265,9 +273,19 @@ impl Copies {
                 // It took what a copy that is whole by now may know to be dead.
                 time.round += 1;
                 exchanged.clear();
+                blocked.clear();
                 *union = None;
                 Judged::Again
             }
+        }
+    }
+
+    /// A filling copy refuses a record in an exchange, of this keyspace and for so many copies.
+    pub(crate) fn blocked(&mut self, partition: PartitionId, keyspace: KeyspaceId, copies: CopyCount) {
+        if let Some(State::Filling { blocked, .. }) =
+            self.copies.get_mut(&partition).map(|copy| &mut copy.state)
+        {
+            blocked.insert((keyspace, copies));
         }
     }
 
@@ -436,7 +454,7 @@ mod tests {
     }
 
     fn judge(copies: &mut Copies) -> Judged {
-        copies.judge(P, &OTHERS, |found| !found.values().any(|found| *found == WHOLE))
+        copies.judge(P, &OTHERS, |found, _| !found.values().any(|found| *found == WHOLE))
     }
 
     #[test]

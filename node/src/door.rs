@@ -27,7 +27,7 @@ impl<S: Store> Local<S> {
         &mut self,
         object: &ObjectKey,
         record: &Arc<Record>,
-        under: Counter,
+        (from, under): (NodeId, Counter),
         durability: Durability,
         path: MergePath,
     ) -> Result<Acknowledgement, MergeRefusal> {
@@ -52,11 +52,28 @@ impl<S: Store> Local<S> {
         if !keeps && !matches!(path, MergePath::StandIn { .. }) {
             return Err(MergeRefusal::NotOwner);
         }
-        self.judge((object, partition), held.as_deref(), (record, copies, under), keeps, path)?;
         let watermark = self.watermarks.of(partition);
+        let cut;
+        let record = match self.judge((object, partition), held.as_deref(), (record, under), keeps, path) {
+            Ok(()) => record,
+            Err(refusal) => {
+                let is_behind = matches!(refusal, MergeRefusal::Behind { .. });
+                if is_behind && is_exchange(path) {
+                    self.keep_alike(object, held.as_ref(), copies);
+                }
+                let is_owed = path == MergePath::Hint && is_behind;
+                if !is_owed || !keeps || !self.knows_the_dead(object, partition, record.copies()) {
+                    return Err(refusal);
+                }
+                // Its holder cannot tell what of it is dead, and has to hand over what is not.
+                cut = self.cut(Some(record), held.as_deref(), watermark);
+                let Some(rest) = &cut else { return self.acknowledge(object, durability) };
+                rest
+            }
+        };
         let mut rest = held.clone();
         if is_exchange(path) && self.is_taught(partition, under) {
-            rest = self.cut(held.as_ref(), Some(record), watermark);
+            rest = self.cut_by(from, (object, partition), held.as_ref(), Some(record));
         }
         let mut discarded_concurrent = false;
         let joined = match rest {
@@ -73,6 +90,9 @@ impl<S: Store> Local<S> {
         };
         self.counters.lww_discarded += u64::from(discarded_concurrent);
         let left = joined.and_then(|joined| self.left_of(joined, watermark));
+        // It may be that only what was cut was to be kept here.
+        let is_kept = |left: &Arc<Record>| !keeps || self.keeps(object.keyspace(), partition, left.copies());
+        let left = left.filter(is_kept);
         let is_same = match (&held, &left) {
             (None, None) => true,
             (Some(held), Some(left)) => Arc::ptr_eq(held, left) || held == left,
@@ -87,12 +107,22 @@ impl<S: Store> Local<S> {
         self.acknowledge(object, durability)
     }
 
+    /// A record is refused, and what is held of the same object is kept by fewer: it is to be kept by as many, so that the other
+    /// side can be told of it. That nothing is held would be a lie.
+    fn keep_alike(&mut self, object: &ObjectKey, held: Option<&Arc<Record>>, copies: CopyCount) {
+        if let Some(held) = held.filter(|held| !held.copies().includes(copies)) {
+            let mut raised = Record::clone(held);
+            raised.raise_copies(copies);
+            self.replica.put(object.clone(), Some(held), Some(Arc::new(raised)));
+        }
+    }
+
     /// Whether a record may come in.
     fn judge(
         &mut self,
         (object, partition): (&ObjectKey, PartitionId),
         held: Option<&Record>,
-        (record, copies, under): (&Record, CopyCount, Counter),
+        (record, under): (&Record, Counter),
         keeps: bool,
         path: MergePath,
     ) -> Result<(), MergeRefusal> {
@@ -121,9 +151,12 @@ impl<S: Store> Local<S> {
         if under < bound
             && Record::names_unknown(record, held, bound)
             && !is_planted
-            && !(is_exchange(path) && self.is_in_union(object.keyspace(), partition, copies))
+            && !(is_exchange(path) && self.is_in_union(object.keyspace(), partition, record.copies()))
         {
             self.counters.merged_behind(path);
+            if is_exchange(path) {
+                self.copies.blocked(partition, object.keyspace(), record.copies());
+            }
             if self.planted == Some(PlantedBug::BlockedEntryJoined) {
                 self.join_context(object, held, record);
             }
@@ -143,13 +176,17 @@ impl<S: Store> Local<S> {
     /// # Errors
     ///
     /// If it is not known what is held here.
-    pub(crate) fn hear_nothing(&mut self, object: &ObjectKey, under: Counter) -> Result<(), Unheld> {
+    pub(crate) fn hear_nothing(
+        &mut self,
+        object: &ObjectKey,
+        (from, under): (NodeId, Counter),
+    ) -> Result<(), Unheld> {
         let Ok((partition, _)) = self.copy_of(object) else { return Ok(()) };
         if !self.is_taught(partition, under) {
             return Ok(());
         }
         if let Some(held) = self.held(object, partition)? {
-            let rest = self.cut(Some(&held), None, self.watermarks.of(partition));
+            let rest = self.cut_by(from, (object, partition), Some(&held), None);
             if rest.as_ref().is_none_or(|rest| *rest != held) {
                 self.replica.put(object.clone(), Some(&held), rest);
             }
@@ -157,17 +194,61 @@ impl<S: Store> Local<S> {
         Ok(())
     }
 
-    /// Whether a copy that cannot be believed hears from one that can.
+    /// Whether another copy speaks for more than this one has forgotten.
     fn is_taught(&self, partition: PartitionId, under: Counter) -> bool {
         let watermark = self.watermarks.of(partition);
-        watermark > Counter::ZERO
-            && under >= watermark
-            && !self.copies.is_whole(partition)
-            && self.planted != Some(PlantedBug::GhostKept)
+        watermark > Counter::ZERO && under >= watermark && self.planted != Some(PlantedBug::GhostKept)
     }
 
-    /// What is left of a record of a copy that cannot be believed, where one that can holds this. What goes is dead, and goes
-    /// with what it claims to have seen.
+    /// What is left of a record of this copy, if that cannot be believed, when another that can holds this.
+    fn cut_by(
+        &mut self,
+        from: NodeId,
+        (object, partition): (&ObjectKey, PartitionId),
+        held: Option<&Arc<Record>>,
+        believed: Option<&Record>,
+    ) -> Option<Arc<Record>> {
+        let copies = held?.copies();
+        let keyspace = object.keyspace();
+        // A whole copy, too, need not know what is dead of a record that it keeps only since more copies were asked for.
+        let is_to_learn = !self.copies.is_whole(partition)
+            || !(copies.is_even() || self.is_first_keeper(self.node, keyspace, partition, copies));
+        let is_to_be_believed = self.is_first_keeper(from, keyspace, partition, copies)
+            || self.planted == Some(PlantedBug::LatecomerBelieved);
+        if !is_to_learn || !is_to_be_believed {
+            return held.cloned();
+        }
+        self.cut(held, believed, self.watermarks.of(partition))
+    }
+
+    /// Whether a node has kept a record since its first write. One that keeps it only since more copies were asked for need
+    /// not have heard of what came before.
+    pub(crate) fn is_first_keeper(
+        &self,
+        node: NodeId,
+        keyspace: KeyspaceId,
+        partition: PartitionId,
+        copies: CopyCount,
+    ) -> bool {
+        let document = self.document.as_ref();
+        let first =
+            document.and_then(|document| Owners::first_keepers(document, keyspace, partition, copies));
+        first.is_some_and(|first| first.contains(node))
+    }
+
+    /// Whether this node keeps records of this count, and has since their first writes.
+    pub(crate) fn speaks_for(&self, keyspace: KeyspaceId, partition: PartitionId, copies: CopyCount) -> bool {
+        self.keeps(keyspace, partition, copies)
+            && (copies.is_even() || self.is_first_keeper(self.node, keyspace, partition, copies))
+    }
+
+    /// Whether what this copy has never heard of a record is dead, up to its watermark.
+    fn knows_the_dead(&self, object: &ObjectKey, partition: PartitionId, copies: CopyCount) -> bool {
+        self.is_believed(partition) && self.is_first_keeper(self.node, object.keyspace(), partition, copies)
+    }
+
+    /// What is left of a record that cannot be believed, where a copy that can holds this. What goes is dead, and goes with what
+    /// it claims to have seen.
     fn cut(
         &mut self,
         held: Option<&Arc<Record>>,
@@ -236,9 +317,9 @@ impl<S: Store> Local<S> {
         }
     }
 
-    /// The same of a record, which may be one that it does not keep.
+    /// The same of a record, which may be one that it does not keep, or has not kept since its first write.
     pub(crate) fn under_of(&self, object: &ObjectKey, partition: PartitionId, record: &Record) -> Counter {
-        if self.keeps(object.keyspace(), partition, record.copies()) {
+        if self.speaks_for(object.keyspace(), partition, record.copies()) {
             self.under(partition)
         } else {
             Counter::ZERO
@@ -260,7 +341,8 @@ impl<S: Store> Local<S> {
             self.counters.stand_ins_refused += 1;
             return Err(MergeRefusal::StorageFailed);
         }
-        let merged = self.merge(object, record, under, durability, MergePath::StandIn { target });
+        let path = MergePath::StandIn { target };
+        let merged = self.merge(object, record, (self.node, under), durability, path);
         merged.inspect_err(|_| self.counters.stand_ins_refused += 1)?;
         self.note_stand_in(object);
         self.replica.put_again(object);

@@ -427,7 +427,10 @@ impl<S: Store> Local<S> {
         let Ok(record) = self.held(object, partition) else { return (ReadAnswer::Filling, None) };
         let is_kept =
             record.as_ref().is_none_or(|held| self.keeps(object.keyspace(), partition, held.copies()));
-        let under = if is_kept { self.under(partition) } else { Counter::ZERO };
+        let under = match &record {
+            Some(held) => self.under_of(object, partition, held),
+            None => self.under(partition),
+        };
         // What is only held in place of others is above the watermark, or was handed over.
         let watermark = self.watermarks.of(partition);
         let record = record.filter(|held| is_kept || held.highest() > watermark);

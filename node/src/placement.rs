@@ -47,6 +47,18 @@ impl Owners {
         Some(Owners::counted(document, keyspace.replication.iter(), partition, count))
     }
 
+    /// Those that have kept an object that records this count since its first write.
+    pub(crate) fn first_keepers(
+        document: &ClusterDocument,
+        keyspace: KeyspaceId,
+        partition: PartitionId,
+        copies: CopyCount,
+    ) -> Option<Owners> {
+        let keyspace = document.keyspaces.get(&keyspace)?;
+        let count = |own| copies.fewest_in_datacenter(own);
+        Some(Owners::counted(document, keyspace.replication.iter(), partition, count))
+    }
+
     /// Those that keep a copy, for every count that an object may record.
     pub(crate) fn of_every_count(
         document: &ClusterDocument,

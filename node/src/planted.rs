@@ -74,6 +74,8 @@ pub enum PlantedBug {
     ExpiredForgotten,
     /// A floor passes what this node owes and others count on.
     CountedHintsPassed,
+    /// A copy that cannot be believed believes one that keeps a record only since more copies were asked for.
+    LatecomerBelieved,
 }
 
 impl PlantedBug {
@@ -108,7 +110,7 @@ impl PlantedBug {
     ];
 
     /// Those that random histories show too rarely. Each has one of its own, written by hand.
-    pub const SCRIPTED: [PlantedBug; 8] = [
+    pub const SCRIPTED: [PlantedBug; 9] = [
         PlantedBug::PromiseNotSynced,
         PlantedBug::MintBelowPromise,
         PlantedBug::DelayedExchangeMergeTaken,
@@ -117,5 +119,6 @@ impl PlantedBug {
         PlantedBug::BlockedEntryJoined,
         PlantedBug::CutKeepsEntry,
         PlantedBug::CountedHintsPassed,
+        PlantedBug::LatecomerBelieved,
     ];
 }

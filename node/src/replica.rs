@@ -273,7 +273,8 @@ impl<S: Store> Replica<S> {
                     Some(PlantedBug::LwwByWallClock | PlantedBug::LwwMintedBelow) => Context::new(),
                     Some(_) | None => mint.context,
                 };
-                let mut version = LwwVersion::write(dot, &context, mint.value, mint.copies);
+                let held = local.as_ref().map_or(CopyCount::NONE, |local| local.copies());
+                let mut version = LwwVersion::write(dot, &context, mint.value, held.raised(mint.copies));
                 // The writer had seen what it says it had, and the coordinator what it holds.
                 version.seen = seen;
                 let mut record = Record::Lww(version);
@@ -601,7 +602,7 @@ mod tests {
         let (object, mut rng) = (ObjectKey::new(KeyspaceId(1), b"key"), ChaCha8Rng::from_seed([1; 32]));
         let minted = replica.mint(now, &object, PartitionId(0), mint, &settings, &mut rng);
         let (_, record) = minted.expect("within all limits");
-        assert_eq!(record.copies(), five.join(CopyCount::DEFAULT));
+        assert_eq!(record.copies(), five.raised(CopyCount::DEFAULT));
         let Record::Lww(version) = &*record else { panic!("of a keyspace in which the last write wins") };
         assert_eq!(version.seen, Counter(90), "what the session had seen of any key");
     }

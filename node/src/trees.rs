@@ -335,7 +335,7 @@ impl Scrub {
 
 /// Of which tree a record is a part, and which.
 fn part_of(key: &[u8; 32], object: &ObjectKey, record: &Record) -> (TreeKind, Element) {
-    let kind = TreeKind { keyspace: object.keyspace(), copies: record.copies() };
+    let kind = TreeKind { keyspace: object.keyspace(), copies: record.copies().most() };
     (kind, Element::new(key, object.token(), record))
 }
 

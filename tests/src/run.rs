@@ -105,7 +105,8 @@ pub fn profile_for(bug: PlantedBug) -> Profile {
         | PlantedBug::BlockedEntryJoined
         | PlantedBug::CutKeepsEntry
         | PlantedBug::ExpiredForgotten
-        | PlantedBug::CountedHintsPassed => Profile::Tombstones,
+        | PlantedBug::CountedHintsPassed
+        | PlantedBug::LatecomerBelieved => Profile::Tombstones,
         PlantedBug::CountedHintExpires
         | PlantedBug::StandInCountedAsStrict
         | PlantedBug::DeadReplicaCounted => Profile::StandIns,

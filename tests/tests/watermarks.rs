@@ -52,11 +52,16 @@ fn covering(scenario: &mut Scenario, host: usize, level: Level) -> WriteOptions 
 
 /// Tells a history without the bug, in which nothing may be broken, and with it: then this checker says so.
 fn shows(bug: PlantedBug, checker: Checker, tell: impl Fn(&mut Scenario)) {
-    let mut right = quick(3, None);
+    shows_among(3, bug, checker, tell);
+}
+
+/// The same of so many nodes.
+fn shows_among(nodes: usize, bug: PlantedBug, checker: Checker, tell: impl Fn(&mut Scenario)) {
+    let mut right = quick(nodes, None);
     tell(&mut right);
     let violations = right.finish();
     assert!(violations.is_empty(), "{violations:?}\n{}", right.trace().join("\n"));
-    let mut wrong = quick(3, Some(bug));
+    let mut wrong = quick(nodes, Some(bug));
     tell(&mut wrong);
     let violations = wrong.finish();
     let is_found = violations.iter().any(|violation| violation.checker == checker);
@@ -112,7 +117,7 @@ fn a_process_dates_nothing_below_what_its_store_promised() {
             scenario.set_skew_ms(node, -3_600_000);
         }
         nodes.iter().for_each(|node| scenario.start(*node));
-        scenario.run_for(ms(1000));
+        scenario.run_for(ms(800));
         let deleted = scenario.delete(nodes[0], CART, covering);
         assert!(scenario.is_acknowledged(deleted));
         scenario.run_for(ms(3000));
@@ -259,6 +264,30 @@ fn a_watermark_waits_for_a_member_that_is_away() {
     let violations = scenario.finish();
     assert!(violations.is_empty(), "{violations:?}");
     assert!([first, second, third].into_iter().all(|node| scenario.holds(node, put)));
+}
+
+/// The key is written with n = 5 while the two nodes are cut off that come to keep it thereby; from memory, and then power fails
+/// at the three that had all of it, so that none of them can be believed. The two are whole and have never heard of the value.
+#[test]
+fn who_has_come_to_keep_a_record_does_not_say_what_of_it_is_dead() {
+    let tell = |scenario: &mut Scenario| {
+        let [first, second, third, fourth, fifth] = replicas(scenario);
+        let had_it = [first, second, third];
+        settled(scenario, first);
+        scenario.cut_off(fourth);
+        scenario.cut_off(fifth);
+        let raised =
+            WriteOptions { n: Some(5), durability: Some(Durability::Memory), ..write_at(Level::Quorum) };
+        let put = scenario.put(first, CART, raised);
+        assert!(scenario.is_acknowledged(put));
+        scenario.run_for(ms(100));
+        had_it.iter().for_each(|node| scenario.crash(*node));
+        scenario.connect();
+        had_it.iter().for_each(|node| scenario.start(*node));
+        scenario.run_for(ms(20));
+        assert!(!had_it.iter().any(|node| scenario.is_whole(*node)), "they acknowledged from memory");
+    };
+    shows_among(5, PlantedBug::LatecomerBelieved, Checker::LostWrites, tell);
 }
 
 /// One replica has taken a watermark and dropped what is superfluous, the others have yet to: that is no difference, and no

@@ -105,7 +105,7 @@ impl MemoryReplica {
 
     fn tree_mut(&mut self, keyspace: KeyspaceId, token: Token, copies: CopyCount) -> &mut HashTree {
         let partition = self.partitions.of(token);
-        let tree = TreeId { kind: TreeKind { keyspace, copies }, partition };
+        let tree = TreeId { kind: TreeKind { keyspace, copies: copies.most() }, partition };
         let (bits, keys) = (self.partitions.bits(), self.keys_per_tree);
         self.trees.entry(tree).or_insert_with(|| HashTree::new(bits, keys))
     }

@@ -692,6 +692,9 @@ impl Part for TreeKind {
     fn take(input: &mut Bytes) -> Result<TreeKind> {
         let keyspace = KeyspaceId::take(input)?;
         let copies = CopyCount::from_byte(u8::take(input)?).ok_or(Undecodable)?;
+        if copies != copies.most() {
+            return Err(Undecodable);
+        }
         Ok(TreeKind { keyspace, copies })
     }
 }

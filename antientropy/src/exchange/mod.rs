@@ -59,7 +59,7 @@ pub use span::Span;
 pub struct TreeKind {
     /// The keyspace.
     pub keyspace: KeyspaceId,
-    /// How many copies its records are to have: which nodes keep them follows from that.
+    /// How many copies its records are to have ([`CopyCount::most`]): which nodes keep them follows from that.
     pub copies: CopyCount,
 }
 

@@ -5,14 +5,17 @@ use super::{Actor, Counter, Dot};
 /// How many copies of an object are kept: the n stored with it.
 ///
 /// Requests may ask for another n than the keyspace's. The object then remembers the most that was asked for, so
-/// that hints, anti-entropy and moves know how many copies to keep; quorums never look at it. A join-semilattice:
-/// the keyspace's own count is a flag and not a number, because it may differ by datacenter and may change.
+/// that hints, anti-entropy and moves know how many copies to keep; quorums never look at it. And it remembers the
+/// *fewest* that any of its writes came into: those that keep records of so few have kept all of it from its first
+/// write on, and only they know that what they have never heard of is dead. A join-semilattice: the most rises, the
+/// fewest falls. The keyspace's own count is a flag and not a number, because it may differ by datacenter and may change.
 ///
-/// On the wire one byte: bit 7 says that the keyspace's own count is included, bits 0 to 2 are the highest n that
-/// was asked for explicitly, 0 for none; bits 3 to 6 are zero.
+/// On the wire one byte: bit 7 says that the keyspace's own count is included in the most, bits 0 to 2 are the highest n that
+/// was asked for explicitly, 0 for none. Bits 3 to 5 are the fewest that were asked for explicitly, and bit 6 says that the
+/// keyspace's own count is among the fewest as well. If bits 3 to 6 are 0, the fewest are the keyspace's own if bit 7 is
+/// set, and otherwise the same as the most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CopyCount {
-    /// Bit 7: the keyspace's own; bits 0 to 2: the highest explicit n.
     byte: u8,
 }
 
@@ -29,6 +32,14 @@ impl CopyCount {
     /// The most copies that a request may ask for in one datacenter.
     pub const EXPLICIT_MAX: u8 = 7;
 
+    /// The bits of the most.
+    const MOST: u8 = CopyCount::DEFAULT.byte | CopyCount::EXPLICIT_MAX;
+    /// The bits of the fewest that were asked for explicitly.
+    const FEWEST: u8 = CopyCount::EXPLICIT_MAX << CopyCount::FEWEST_SHIFT;
+    const FEWEST_SHIFT: u32 = 3;
+    /// Whether the keyspace's own count is among the fewest, beside an explicit one.
+    const FEWEST_OWN: u8 = 0x40;
+
     /// As many as one request asked for; 0 is [`CopyCount::NONE`].
     ///
     /// # Panics
@@ -42,14 +53,69 @@ impl CopyCount {
     /// Whether a record of this count is to be kept wherever one of the other is.
     #[must_use]
     pub fn includes(self, other: CopyCount) -> bool {
-        self.join(other) == self
+        self.join(other).most() == self.most()
     }
 
-    /// The least count that satisfies both.
+    /// That of a record in which two are joined.
     #[must_use]
     pub fn join(self, other: CopyCount) -> CopyCount {
+        if self == other || other == CopyCount::NONE {
+            return self;
+        }
+        if self == CopyCount::NONE {
+            return other;
+        }
         let explicit = (self.byte & CopyCount::EXPLICIT_MAX).max(other.byte & CopyCount::EXPLICIT_MAX);
-        CopyCount { byte: (self.byte | other.byte) & CopyCount::DEFAULT.byte | explicit }
+        let most = (self.byte | other.byte) & CopyCount::DEFAULT.byte | explicit;
+        let ((is_own, fewest), (is_others_own, others)) = (self.fewest(), other.fewest());
+        let fewest = match (fewest, others) {
+            (0, explicit) | (explicit, 0) => explicit,
+            (one, other) => one.min(other),
+        };
+        CopyCount::of(most, is_own || is_others_own, fewest)
+    }
+
+    /// That of a record for which a request asks for so many. What it has, came into no fewer than before.
+    #[must_use]
+    pub fn raised(self, asked: CopyCount) -> CopyCount {
+        if self == CopyCount::NONE {
+            return asked;
+        }
+        let (is_own, fewest) = self.fewest();
+        CopyCount::of(self.join(asked).most().byte, is_own, fewest)
+    }
+
+    /// Whether the keyspace's own count is among the fewest, and the lowest explicit one that is, 0 for none.
+    fn fewest(self) -> (bool, u8) {
+        let is_own = self.byte & CopyCount::DEFAULT.byte != 0;
+        match ((self.byte & CopyCount::FEWEST) >> CopyCount::FEWEST_SHIFT, is_own) {
+            (0, true) => (true, 0),
+            (0, false) => (false, self.byte & CopyCount::EXPLICIT_MAX),
+            (explicit, _) => (self.byte & CopyCount::FEWEST_OWN != 0, explicit),
+        }
+    }
+
+    /// The one byte that says so.
+    fn of(most: u8, is_own: bool, fewest: u8) -> CopyCount {
+        let explicit = fewest << CopyCount::FEWEST_SHIFT;
+        let fewest = match (is_own, most & CopyCount::DEFAULT.byte != 0) {
+            (true, _) if fewest == 0 => 0,
+            (true, _) => explicit | CopyCount::FEWEST_OWN,
+            (false, false) if fewest == most => 0,
+            (false, _) => explicit,
+        };
+        CopyCount { byte: most | fewest }
+    }
+
+    /// Whether all that keep it now have kept it since its first write, whatever the keyspace's own count is.
+    pub fn is_even(self) -> bool {
+        self == CopyCount::DEFAULT || self.byte & !CopyCount::EXPLICIT_MAX == 0
+    }
+
+    /// How many copies are to be kept, without what came into how few: all that records of one hash tree have in common.
+    #[must_use]
+    pub fn most(self) -> CopyCount {
+        CopyCount { byte: self.byte & CopyCount::MOST }
     }
 
     /// Copies to keep in a datacenter in which the keyspace keeps `keyspace_n`.
@@ -58,15 +124,27 @@ impl CopyCount {
         default.max(self.byte & CopyCount::EXPLICIT_MAX)
     }
 
+    /// Copies that have been kept since the first write, in a datacenter in which the keyspace keeps `keyspace_n`.
+    pub fn fewest_in_datacenter(self, keyspace_n: u8) -> u8 {
+        match self.fewest() {
+            (true, 0) => keyspace_n,
+            (true, explicit) => explicit.min(keyspace_n),
+            (false, explicit) => explicit,
+        }
+    }
+
     /// The byte on the wire.
     pub fn to_byte(self) -> u8 {
         self.byte
     }
 
-    /// The count that a byte on the wire stands for; `None` if a reserved bit is set.
+    /// The count that a byte on the wire stands for; `None` if it is not the one byte for any.
     pub fn from_byte(byte: u8) -> Option<CopyCount> {
-        let known = CopyCount::DEFAULT.byte | CopyCount::EXPLICIT_MAX;
-        (byte & !known == 0).then_some(CopyCount { byte })
+        let count = CopyCount { byte };
+        let (is_own, fewest) = count.fewest();
+        let is_own_kept = byte & CopyCount::DEFAULT.byte != 0 || byte & CopyCount::FEWEST_OWN == 0;
+        let is_one = is_own_kept && CopyCount::of(count.most().byte, is_own, fewest) == count;
+        (is_one && fewest <= byte & CopyCount::EXPLICIT_MAX).then_some(count)
     }
 }
 
@@ -145,9 +223,9 @@ impl Context {
         self.copies
     }
 
-    /// Raises the stored n.
-    pub fn join_copies(&mut self, copies: CopyCount) {
-        self.copies = self.copies.join(copies);
+    /// Raises the stored n to what a request asks for.
+    pub fn raise_copies(&mut self, asked: CopyCount) {
+        self.copies = self.copies.raised(asked);
     }
 
     /// Adds a write, and with it every earlier one of its actor.
@@ -161,7 +239,7 @@ impl Context {
 
     /// Adds all that the other has seen.
     pub fn join(&mut self, other: &Context) {
-        self.join_copies(other.copies);
+        self.copies = self.copies.join(other.copies);
         if self.includes_entries(other) {
             return;
         }
@@ -265,7 +343,7 @@ mod tests {
     #[test]
     fn copies_are_a_semilattice() {
         let all: Vec<CopyCount> = (0..=255).filter_map(CopyCount::from_byte).collect();
-        assert_eq!(all.len(), 16);
+        assert_eq!(all.len(), 93);
         for &a in &all {
             assert_eq!((a.join(a), a.join(CopyCount::NONE)), (a, a));
             for &b in &all {
@@ -273,6 +351,14 @@ mod tests {
                 assert!(all.iter().all(|&c| a.join(b).join(c) == a.join(b.join(c))));
                 let highest = a.in_datacenter(4).max(b.in_datacenter(4));
                 assert_eq!(a.join(b).in_datacenter(4), highest);
+                if a != CopyCount::NONE && b != CopyCount::NONE {
+                    let lowest = a.fewest_in_datacenter(4).min(b.fewest_in_datacenter(4));
+                    assert_eq!(a.join(b).fewest_in_datacenter(4), lowest);
+                    assert_eq!(a.raised(b).fewest_in_datacenter(4), a.fewest_in_datacenter(4));
+                    assert_eq!(a.raised(b).most(), a.join(b).most());
+                    assert!(a.join(b).join(a.raised(b)) == a.join(b), "a join goes no less far");
+                }
+                assert_eq!(a.includes(b), a.join(b).most() == a.most());
             }
         }
     }
@@ -284,7 +370,19 @@ mod tests {
         assert_eq!(CopyCount::explicit(2).in_datacenter(3), 2);
         let both = CopyCount::DEFAULT.join(CopyCount::explicit(2));
         assert_eq!((both.in_datacenter(3), both.in_datacenter(1)), (3, 2));
-        assert_eq!(both.to_byte(), 0x82);
+        assert_eq!(both.to_byte(), 0xd2);
+    }
+
+    #[test]
+    fn the_fewest_are_what_the_first_write_came_into() {
+        let raised = CopyCount::DEFAULT.raised(CopyCount::explicit(5));
+        assert_eq!((raised.in_datacenter(3), raised.fewest_in_datacenter(3)), (5, 3));
+        let lower = CopyCount::DEFAULT.raised(CopyCount::explicit(1));
+        assert_eq!(lower.fewest_in_datacenter(3), 3, "what comes into three is kept by three");
+        let first = CopyCount::NONE.raised(CopyCount::explicit(2)).raised(CopyCount::DEFAULT);
+        assert_eq!((first.in_datacenter(3), first.fewest_in_datacenter(3)), (3, 2));
+        assert_eq!(raised.join(first).fewest_in_datacenter(3), 2);
+        assert_eq!(raised.join(first).fewest_in_datacenter(1), 1, "the keyspace has lowered its own");
     }
 
     #[test]

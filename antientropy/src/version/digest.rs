@@ -164,7 +164,7 @@ mod tests {
         let first = Context::from_entries(CopyCount::DEFAULT, vec![(dot(1 ^ 5, 1).actor, Counter(1))]);
         one_covered.write(dot(8, 3), &first, None, CopyCount::DEFAULT);
         let mut more_copies = base.clone();
-        more_copies.join_copies(CopyCount::explicit(5));
+        more_copies.raise_copies(CopyCount::explicit(5));
         let version = LwwVersion::write(dot(1, 2), &Context::new(), None, CopyCount::DEFAULT);
         let records = [
             Record::Siblings(SiblingSet::new()),

@@ -34,7 +34,7 @@ impl LwwVersion {
     pub fn write(dot: Dot, context: &Context, value: Option<Value>, copies: CopyCount) -> LwwVersion {
         let seen = context.highest();
         assert!(dot.counter > seen, "the dot {dot} was minted at or below the counter {seen}");
-        LwwVersion { dot, seen, value, copies: copies.join(context.copies()) }
+        LwwVersion { dot, seen, value, copies: context.copies().raised(copies) }
     }
 
     /// Keeps the version with the higher dot, and joins the copies.

@@ -142,11 +142,11 @@ impl Record {
         }
     }
 
-    /// Raises the stored n.
-    pub fn join_copies(&mut self, copies: CopyCount) {
+    /// Raises the stored n to what a request asks for.
+    pub fn raise_copies(&mut self, asked: CopyCount) {
         match self {
-            Record::Siblings(set) => set.join_copies(copies),
-            Record::Lww(version) => version.copies = version.copies.join(copies),
+            Record::Siblings(set) => set.raise_copies(asked),
+            Record::Lww(version) => version.copies = version.copies.raised(asked),
         }
     }
 }
@@ -236,7 +236,7 @@ mod tests {
     fn a_higher_n_alone_is_a_change() {
         for mut record in [siblings(vec![Value::new("v")]), lww(Some(Value::new("v")))] {
             let before = record.clone();
-            record.join_copies(CopyCount::explicit(5));
+            record.raise_copies(CopyCount::explicit(5));
             assert!(record.dominates(&before) && !before.dominates(&record));
             assert!(before.clone().merge(&record).changed);
             assert_eq!(record.copies().in_datacenter(3), 5);

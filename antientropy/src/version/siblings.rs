@@ -52,7 +52,7 @@ impl SiblingSet {
         assert!(dot.counter > highest, "the dot {dot} was minted at or below the counter {highest}");
         self.values.retain(|&(live, _)| !context.covers(live));
         self.context.join(context);
-        self.context.join_copies(copies);
+        self.context.raise_copies(copies);
         self.context.insert(dot);
         if let Some(value) = value {
             self.values.insert(0, (dot, value));
@@ -140,9 +140,9 @@ impl SiblingSet {
         self.context.copies()
     }
 
-    /// Raises the stored n.
-    pub fn join_copies(&mut self, copies: CopyCount) {
-        self.context.join_copies(copies);
+    /// Raises the stored n to what a request asks for.
+    pub fn raise_copies(&mut self, asked: CopyCount) {
+        self.context.raise_copies(asked);
     }
 
     /// Drops every value whose request has a newer one. Sets are small, and nearly all have one value.
@@ -351,15 +351,15 @@ mod tests {
     #[test]
     fn the_stored_n_is_carried_by_writes_contexts_and_merges() {
         let mut read = Context::new();
-        read.join_copies(CopyCount::explicit(5));
+        read.raise_copies(CopyCount::explicit(5));
         let mut set = SiblingSet::new();
         set.write(dot(A, 1), &read, None, CopyCount::DEFAULT);
-        assert_eq!(set.copies(), CopyCount::DEFAULT.join(CopyCount::explicit(5)));
+        assert_eq!(set.copies(), CopyCount::explicit(5).raised(CopyCount::DEFAULT));
         let mut other = SiblingSet::new();
         assert!(other.merge(&set));
         assert_eq!(other.context().copies(), set.copies());
         let mut more = set.clone();
-        more.join_copies(CopyCount::explicit(6));
+        more.raise_copies(CopyCount::explicit(6));
         assert!(!set.dominates(&more) && set.merge(&more), "a higher n alone is a change");
     }
 

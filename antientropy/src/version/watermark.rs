@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn the_stored_n_stays_with_what_is_left() {
         let mut record = siblings(&[(A, 1, &[], lasting()), (B, 2, &[], expiring(3))]);
-        record.join_copies(CopyCount::explicit(5));
+        record.raise_copies(CopyCount::explicit(5));
         assert_eq!(less(&record, 3).copies(), record.copies());
         let cut = record.cut(Some(&siblings(&[(B, 1, &[], None)])), at(1));
         assert_eq!(cut.rest.map(|rest| rest.copies()), Some(record.copies()));
@@ -398,9 +398,9 @@ mod tests {
     fn a_context_loses_what_the_record_does_not_name() {
         let held = siblings(&[(A, 1, &[], lasting()), (B, 4, &[], lasting())]);
         let mut read = context(&[(A, 3), (B, 4), (C, 5)]);
-        read.join_copies(CopyCount::explicit(5));
+        read.raise_copies(CopyCount::explicit(5));
         let mut left = context(&[(A, 3), (B, 4)]);
-        left.join_copies(CopyCount::explicit(5));
+        left.raise_copies(CopyCount::explicit(5));
         assert_eq!(read.clone().without_forgotten(Some(&held), at(5)), left);
         assert_eq!(read.clone().without_forgotten(Some(&held), at(4)), read, "above the watermark");
         assert_eq!(read.clone().without_forgotten(None, at(4)).entries(), [(C, at(5))]);

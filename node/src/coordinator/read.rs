@@ -583,9 +583,9 @@ impl ReadOperation {
         // As many are to hold it as are asked for, and whoever is to hold it keeps it.
         let wanted = self.located.n.map_or(CopyCount::DEFAULT, CopyCount::explicit);
         if let Some(result) = result.as_mut().filter(|_| is_blocking)
-            && result.copies().join(wanted) != result.copies()
+            && !result.copies().includes(wanted)
         {
-            Arc::make_mut(result).join_copies(wanted);
+            Arc::make_mut(result).raise_copies(wanted);
         }
         let digest = compared(result.as_ref(), highest);
         let (mut holding, mut stale) = (Vec::new(), Vec::new());

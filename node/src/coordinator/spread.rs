@@ -132,7 +132,7 @@ impl Spread {
         let merged = if local.replica.holds_unsynced(&self.object, &self.record) {
             local.acknowledge(&self.object, self.durability)
         } else {
-            local.merge(&self.object, &self.record, self.under, self.durability, self.path)
+            local.merge(&self.object, &self.record, (local.node, self.under), self.durability, self.path)
         };
         match merged {
             Err(_) => TargetState::Refused,

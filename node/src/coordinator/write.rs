@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use antientropy::version::{CopyCount, Dot, Record};
+use antientropy::version::{CopyCount, Counter, Dot, Record, UnixMillis};
 use client::{DoubtCause, Operation, Refusal, Reply, Version, WriteError, WriteReply};
 use smallvec::{SmallVec, smallvec};
 
@@ -37,6 +37,8 @@ pub(crate) struct WriteOperation {
     requesters: SmallVec<[Requester; 1]>,
     plan: WritePlan,
     dot: Dot,
+    /// The lowest counter that it carries of its actor.
+    lowest: Counter,
     /// All that are to keep a copy; the first n of them count.
     keepers: Owners,
     spread: Spread,
@@ -51,6 +53,12 @@ impl WriteOperation {
     /// The version that it brings to the replicas.
     pub(crate) fn dot(&self) -> Dot {
         self.dot
+    }
+
+    /// The lowest counter among the values that it brings along of the same actor, and its own. This node may have lost the others
+    /// since, with a batch that was refused; whoever knows one of them to be dead drops the actor, and this write with it.
+    pub(crate) fn lowest(&self) -> Counter {
+        self.lowest
     }
 
     /// Mints the version and sends it out.
@@ -72,7 +80,7 @@ impl WriteOperation {
             Err(Unheld::Unreadable) => return Err(Refusal::NotReady),
         };
         let copies = plan.located.n.map_or(CopyCount::DEFAULT, CopyCount::explicit);
-        let copies = held.as_ref().map_or(copies, |held| held.copies().join(copies));
+        let copies = held.as_ref().map_or(copies, |held| held.copies().raised(copies));
         let is_kept = local.keeps(object.keyspace(), *partition, copies);
         // What a whole copy has forgotten nobody has any more, if it keeps all records, however few copies they have.
         let watermark = local.knows_all_below(object.keyspace(), *partition);
@@ -115,6 +123,8 @@ impl WriteOperation {
         let object = plan.located.object.clone();
         let keepers = keepers(local, &plan.located, &record);
         let under = local.under_of(&object, plan.located.partition, &record);
+        let of_actor = record.live(UnixMillis(0)).into_iter().filter(|(live, _)| live.actor == dot.actor);
+        let lowest = of_actor.map(|(live, _)| live.counter).fold(dot.counter, Counter::min);
         if local.planted == Some(PlantedBug::CountedBeyondN) {
             plan.tally = plan.tally.widened(&keepers);
         }
@@ -149,6 +159,7 @@ impl WriteOperation {
             requesters,
             plan,
             dot,
+            lowest,
             keepers,
             spread,
             stand_ins,

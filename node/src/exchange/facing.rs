@@ -79,6 +79,15 @@ impl<'a, S: Store> Facing<'a, S> {
         keepers.is_some_and(|keepers| keepers.contains(self.local.node) && keepers.contains(self.peer))
     }
 
+    /// Whether both have kept a record since its first write, what is held here of it and what comes.
+    fn are_first(&mut self, name: &ObjectKey, record: &Record) -> bool {
+        let partition = name.partition(self.document.partitions);
+        let held = self.local.held(name, partition).ok().flatten();
+        let copies = held.map_or(record.copies(), |held| held.copies().join(record.copies()));
+        let first = Owners::first_keepers(&self.document, name.keyspace(), partition, copies);
+        first.is_some_and(|first| first.contains(self.local.node) && first.contains(self.peer))
+    }
+
     fn is_peer_filling(&self, partition: PartitionId) -> bool {
         self.local.watermarks.filling(partition, self.peer) != 0
     }
@@ -118,11 +127,13 @@ impl<'a, S: Store> Facing<'a, S> {
             let (mut after, end) = ObjectKey::span(keyspace, first, last);
             loop {
                 let scanned = self.local.scan(*partition, &after, &end, limit)?;
-                let under = self.local.under(*partition);
                 limit = self.local.settings.scan_stretch_keys;
                 for (object, record) in scanned.records {
-                    if self.both_keep(keyspace, *partition, record.copies()) && !visit(object, record, under)
-                    {
+                    if !self.both_keep(keyspace, *partition, record.copies()) {
+                        continue;
+                    }
+                    let under = self.local.under_of(&object, *partition, &record);
+                    if !visit(object, record, under) {
                         return Ok(());
                     }
                 }
@@ -218,8 +229,15 @@ impl<S: Store> Replica for Facing<'_, S> {
         let name = ObjectKey::new(keyspace, key);
         let partition = name.partition(self.document.partitions);
         let held = self.local.held(&name, partition).map_err(|_| FacingError::Read)?;
-        let record = held.filter(|held| self.both_keep(keyspace, partition, held.copies()));
-        Ok(Object { key: name.key(), record, under: self.local.under(partition) })
+        let Some(record) = held else {
+            return Ok(Object { key: name.key(), record: None, under: self.local.under(partition) });
+        };
+        if self.both_keep(keyspace, partition, record.copies()) {
+            let under = self.local.under_of(&name, partition, &record);
+            return Ok(Object { key: name.key(), record: Some(record), under });
+        }
+        // It does hold something, which the peer does not keep: that it does not say proves nothing.
+        Ok(Object { key: name.key(), record: None, under: Counter::ZERO })
     }
 
     fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, FacingError> {
@@ -237,7 +255,7 @@ impl<S: Store> Replica for Facing<'_, S> {
             // What the peer does not keep it may well not hold.
             let held = self.local.held(&name, partition).map_err(|_| FacingError::Read)?;
             if held.is_some_and(|held| self.both_keep(keyspace, partition, held.copies())) {
-                self.local.hear_nothing(&name, object.under).map_err(|_| FacingError::Read)?;
+                self.local.hear_nothing(&name, (self.peer, object.under)).map_err(|_| FacingError::Read)?;
             }
             let held = self.local.held(&name, partition).map_err(|_| FacingError::Read)?;
             return Ok(held.is_none());
@@ -248,11 +266,15 @@ impl<S: Store> Replica for Facing<'_, S> {
         let is_filling = !self.local.copies.is_whole(partition);
         let path = if is_filling { MergePath::Movement } else { MergePath::AntiEntropy };
         let is_behind = |refusal| matches!(refusal, MergeRefusal::Behind { .. });
-        match self.local.merge(&name, record, object.under, Durability::Disk, path) {
+        let sender = (self.peer, object.under);
+        match self.local.merge(&name, record, sender, Durability::Disk, path) {
             Ok(_) => {}
             // One of them has just learned, or is about to learn, what is dead. (Of two whole copies one has gone on to
             // another watermark meanwhile.)
-            Err(refusal) if is_behind(refusal) && (is_filling || self.is_peer_filling(partition)) => {
+            Err(refusal)
+                if is_behind(refusal)
+                    && (is_filling || self.is_peer_filling(partition) || !self.are_first(&name, record)) =>
+            {
                 return Ok(false);
             }
             Err(_) => return Err(FacingError::Refused),

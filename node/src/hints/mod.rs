@@ -21,9 +21,9 @@ use std::{
     time::Duration,
 };
 
-use antientropy::version::{Counter, UnixMillis};
+use antientropy::version::{CopyCount, Counter, UnixMillis};
 use bytes::Bytes;
-use ring::{Durability, NodeId, PartitionId, Partitions};
+use ring::{ClusterDocument, Durability, KeyspaceId, NodeId, PartitionId, Partitions};
 
 use crate::{
     coordinator::Step,
@@ -130,6 +130,9 @@ pub(crate) struct HintOperation {
     is_delivered: bool,
     /// Whether its target says that it does not keep the object.
     is_misdirected: bool,
+    /// Whether its target cannot tell what of the object is dead, for it keeps it only since more copies were asked for. Others
+    /// can, and exchanges bring it what they have.
+    is_for_others: bool,
 }
 
 impl Hints {
@@ -215,19 +218,23 @@ impl Hints {
             let keepers = |copies| Owners::keepers(&document, object.keyspace(), partition, copies);
             let keepers = copies.and_then(keepers);
             if keepers.as_ref().is_some_and(|keepers| !keepers.contains(target)) {
-                self.redirect_one(local, target, &object);
+                self.redirect_one(local, target, &object, Owners::keepers);
             }
         }
     }
 
-    /// A target does not keep an object: what it was owed is owed to those that do.
-    fn redirect_one<S: Store>(&mut self, local: &mut Local<S>, target: NodeId, object: &ObjectKey) {
+    /// A target is not who is to have an object: what it was owed is owed to those that are.
+    fn redirect_one<S: Store>(
+        &mut self,
+        local: &mut Local<S>,
+        target: NodeId,
+        object: &ObjectKey,
+        owners: impl Fn(&ClusterDocument, KeyspaceId, PartitionId, CopyCount) -> Option<Owners>,
+    ) {
         let Some(document) = local.document.clone() else { return };
         let partition = object.partition(document.partitions);
         let Ok(Some(held)) = local.held(object, partition) else { return };
-        let Some(keepers) = Owners::keepers(&document, object.keyspace(), partition, held.copies()) else {
-            return;
-        };
+        let Some(keepers) = owners(&document, object.keyspace(), partition, held.copies()) else { return };
         let Some(owed) = self.queues.get_mut(&target).and_then(|queue| queue.take(object)) else { return };
         let here = local.node;
         for keeper in keepers.nodes().filter(|keeper| *keeper != here) {
@@ -338,7 +345,9 @@ impl Hints {
 
     /// A replay ended.
     pub(crate) fn ended<S: Store>(&mut self, local: &mut Local<S>, hint: HintOperation) {
-        let HintOperation { target, object, owed, bytes, is_delivered, is_misdirected, .. } = hint;
+        let HintOperation {
+            target, object, owed, bytes, is_delivered, is_misdirected, is_for_others, ..
+        } = hint;
         let queue = self.queues.entry(target).or_default();
         queue.flying.remove(&object);
         queue.flying_bytes -= bytes;
@@ -358,7 +367,9 @@ impl Hints {
             queue.granted = 0;
             self.put(local, target, owed, &object);
             if is_misdirected {
-                self.redirect_one(local, target, &object);
+                self.redirect_one(local, target, &object, Owners::keepers);
+            } else if is_for_others {
+                self.redirect_one(local, target, &object, Owners::first_keepers);
             }
         }
     }
@@ -393,6 +404,10 @@ impl Hints {
         owed: Owed,
         object: &ObjectKey,
     ) -> bool {
+        // What came first is in the record still, whoever is owed it since; and one that is on its way and fails waits again.
+        let lowest = self.queues.values().filter_map(|queue| queue.lowest_counted(object)).min();
+        let counter = lowest.map_or(owed.counter, |lowest| lowest.min(owed.counter));
+        let owed = Owed { counter, ..owed };
         let queue = self.queues.entry(target).or_default();
         // It may take the place of one that is data and not read yet, and is not known to be dispensable.
         let owed = match self.unread {
@@ -404,10 +419,6 @@ impl Hints {
             None => owed,
         };
         let known = queue.waiting.get(object).map(|(_, owed)| *owed);
-        // One that is on its way and fails waits again with the lower.
-        let flying = queue.flying.get(object).filter(|flying| flying.is_counted);
-        let counter = flying.map_or(owed.counter, |flying| flying.counter.min(owed.counter));
-        let owed = Owed { counter, ..owed };
         if known.is_some_and(|known| known.is_counted || !owed.is_counted) {
             return false;
         }
@@ -527,6 +538,13 @@ impl Queue {
         surplus
     }
 
+    /// The lowest counter of what is owed of an object and counted.
+    fn lowest_counted(&self, object: &ObjectKey) -> Option<Counter> {
+        let (flying, waiting) = (self.flying.get(object), self.waiting.get(object).map(|(_, owed)| owed));
+        let both = [flying, waiting].into_iter().flatten();
+        both.filter(|owed| owed.is_counted).map(|owed| owed.counter).min()
+    }
+
     /// What is owed of an object; none if nothing is.
     fn owes(&self, object: &ObjectKey) -> Option<Owed> {
         let (flying, waiting) = (self.flying.get(object), self.waiting.get(object).map(|(_, owed)| owed));
@@ -553,14 +571,17 @@ impl HintOperation {
         let timer = local.now.monotonic + REPLAY_TIMEOUT + on_its_way;
         local.timers.insert((timer, operation));
         let (durability, path) = (Durability::Disk, MergePath::Hint);
-        // Of what it does not keep, too, if others count on it: its promise does not pass what it owes.
-        let under = if owed.is_counted {
+        // Of what it does not keep, too, if others count on it: its promise does not pass what it owes. If a watermark has passed
+        // that, it was handed over, and then this node's disk went back in time: some of it may be dead.
+        let is_vouched = owed.counter > local.watermarks.of(partition);
+        let is_kept = local.keeps(object.keyspace(), partition, record.copies());
+        let under = if owed.is_counted && is_vouched && !is_kept {
             local.under(partition)
         } else {
             local.under_of(&object, partition, &record)
         };
         local.send(target, Message::Merge { tag, object: object.clone(), record, under, durability, path });
-        let (is_delivered, is_misdirected) = (false, false);
+        let (is_delivered, is_misdirected, is_for_others) = (false, false, false);
         Ok(Some(HintOperation {
             operation,
             target,
@@ -570,6 +591,7 @@ impl HintOperation {
             timer,
             is_delivered,
             is_misdirected,
+            is_for_others,
         }))
     }
 
@@ -598,6 +620,11 @@ impl HintOperation {
                 && let Ok((partition, _)) = local.copy_of(&self.object)
             {
                 local.raise_watermark(partition, watermark);
+                let held = local.held(&self.object, partition).ok().flatten();
+                self.is_for_others = self.owed.is_counted
+                    && held.is_some_and(|held| {
+                        !local.is_first_keeper(from, self.object.keyspace(), partition, held.copies())
+                    });
             }
         }
         self.end(local)

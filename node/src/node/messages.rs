@@ -147,7 +147,7 @@ impl<S: Store> Node<S> {
                     MergePath::StandIn { target } => {
                         stand_in(local, &self.hints, target, &object, (&record, under), durability)
                     }
-                    _ => local.merge(&object, &record, under, durability, path),
+                    _ => local.merge(&object, &record, (from, under), durability, path),
                 };
                 match result {
                     Err(refusal) => local.send(from, merged(MergeOutcome::Refused(refusal))),

@@ -186,7 +186,7 @@ impl<S: Store> Node<S> {
         let mut replica = Replica::new(store, &settings, planted);
         // Whatever earlier processes of this store said that they would not date, this one does not.
         if planted != Some(PlantedBug::MintBelowPromise) {
-            replica.clock().begin_above(watermarks.floor());
+            replica.clock().begin_above(watermarks.mints_above());
         }
         let local = Local {
             node: identity.node,
@@ -352,7 +352,7 @@ impl<S: Store> Node<S> {
         let operations = &self.operations;
         let under_way = || {
             let writes = operations.iter().filter_map(|(_, operation)| match operation {
-                Operation::Write(write) => Some(write.dot().counter),
+                Operation::Write(write) => Some(write.lowest()),
                 _ => None,
             });
             writes.min()

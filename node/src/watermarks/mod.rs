@@ -161,6 +161,12 @@ impl Watermarks {
         self.floor
     }
 
+    /// Nothing is minted here at or below this: the floor, and each watermark. (One that this node took when it became a copy may
+    /// be above its floor.)
+    pub(crate) fn mints_above(&self) -> Counter {
+        self.partitions.values().map(|copy| copy.stored.watermark).fold(self.floor, Counter::max)
+    }
+
     /// The highest floor that is known of any store.
     pub(crate) fn known_floor(&self) -> Counter {
         self.floor.max(self.floor_learned)
@@ -281,9 +287,14 @@ impl Watermarks {
 
     /// Another copy said this.
     pub(crate) fn hear(&mut self, partition: PartitionId, node: NodeId, run: &Run) {
-        let sharer = self.partitions.get_mut(&partition).and_then(|copy| copy.sharers.get_mut(&node));
-        if let Some(sharer) = sharer {
-            sharer.floor = sharer.floor.max(run.floor);
+        let Some(copy) = self.partitions.get_mut(&partition) else { return };
+        if copy.sharers.get(&node).is_some_and(|sharer| run.floor < sharer.floor) {
+            // It is another process, and its disk may have gone back in time, or be another: what rests on the floor of before
+            // does not count.
+            copy.sharers.values_mut().for_each(|sharer| sharer.credit = Counter::ZERO);
+        }
+        if let Some(sharer) = copy.sharers.get_mut(&node) {
+            sharer.floor = run.floor;
             sharer.promise = Promise { at: run.promise, epoch: run.promise_epoch };
             sharer.filling = run.filling;
         }
@@ -301,8 +312,10 @@ impl Watermarks {
 
     /// An exchange with a copy is complete that counts up to here.
     pub(crate) fn credit(&mut self, partition: PartitionId, node: NodeId, lowest: Counter) {
-        let sharer = self.partitions.get_mut(&partition).and_then(|copy| copy.sharers.get_mut(&node));
-        if let Some(sharer) = sharer {
+        let Some(copy) = self.partitions.get_mut(&partition) else { return };
+        // Whoever began it need not have heard yet whose floor has fallen.
+        let lowest = lowest.min(copy.lowest());
+        if let Some(sharer) = copy.sharers.get_mut(&node) {
             sharer.credit = sharer.credit.max(lowest);
         }
     }

@@ -1,7 +1,7 @@
 //! The cluster: what nodes do with what reaches them.
 
 use crate::{
-    node::{Disk, Document, Exchange, KEYS, Message, Node, Process, Waiting},
+    node::{COPIES_FEWEST, COPIES_MAX, Disk, Document, Exchange, KEYS, Message, Node, Process, Waiting},
     random::Random,
     record::{Actor, Counter, Dot, Policy, Record},
     rules::Mistake,
@@ -14,6 +14,8 @@ pub(crate) struct Write {
     pub(crate) dot: Dot,
     /// The writes whose values its client had read.
     pub(crate) saw: Vec<usize>,
+    /// How many copies were to take it.
+    pub(crate) copies: usize,
     pub(crate) is_delete: bool,
     pub(crate) expires: Counter,
     pub(crate) is_acknowledged: bool,
@@ -34,6 +36,7 @@ pub(crate) struct Reading {
     pub(crate) key: usize,
     pub(crate) entries: Vec<(Actor, Counter)>,
     pub(crate) saw: Vec<usize>,
+    pub(crate) copies: usize,
 }
 
 /// What happened.
@@ -61,8 +64,10 @@ pub(crate) struct Cluster {
     pub(crate) readings: Vec<Reading>,
     pub(crate) links: Vec<Vec<bool>>,
     pub(crate) policies: [Policy; KEYS],
-    /// How many copies are kept of each key.
+    /// For how many copies of each key requests ask, if they do not ask for another number.
     pub(crate) copies: [usize; KEYS],
+    /// How many in a hundred do.
+    pub(crate) others: usize,
     pub(crate) now: Counter,
     pub(crate) random: Random,
     pub(crate) mistake: Option<Mistake>,
@@ -85,7 +90,8 @@ impl Cluster {
         };
         let node = |node: usize| Node { held: disk(node), synced: disk(node), ..Node::default() };
         let policies = [0; KEYS].map(|_| if random.chance(50) { Policy::Siblings } else { Policy::Lww });
-        let copies = [0; KEYS].map(|_| (2 + random.below(2)).min(members));
+        let copies = [0; KEYS].map(|_| (COPIES_FEWEST + random.below(2)).min(members));
+        let others = [0, 0, 15, 40][random.below(4)];
         let nodes: Vec<Node> = (0..machines).map(node).collect();
         let mut owners: Vec<usize> = (0..machines).collect();
         for at in 0..machines {
@@ -106,6 +112,7 @@ impl Cluster {
             links: vec![vec![true; machines]; machines],
             policies,
             copies,
+            others,
             now: 1000,
             random,
             mistake,
@@ -206,8 +213,23 @@ impl Cluster {
             && self.document(node).has_copy(node)
     }
 
-    pub(crate) fn keeps(&self, node: usize, key: usize) -> bool {
-        self.document(node).keeps(node, self.copies[key])
+    /// Whether a node keeps records of so many copies, as it knows.
+    pub(crate) fn keeps(&self, node: usize, copies: usize) -> bool {
+        self.document(node).keeps(node, copies)
+    }
+
+    /// Whether a node keeps what it holds of a key.
+    pub(crate) fn keeps_held(&self, node: usize, key: usize) -> bool {
+        self.keeps(node, self.nodes[node].held.records[key].copies.most)
+    }
+
+    /// For how many copies of a key a request asks.
+    pub(crate) fn asked(&mut self, key: usize) -> usize {
+        if self.random.chance(self.others) {
+            COPIES_FEWEST + self.random.below(COPIES_MAX + 1 - COPIES_FEWEST)
+        } else {
+            self.copies[key]
+        }
     }
 
     /// Up to where this node speaks for its partition, if its copy is whole: it has promised that it lacks nothing up to there,
@@ -216,6 +238,23 @@ impl Cluster {
         let is_believed = self.is_whole(node) || self.has(Mistake::FillingBelieved);
         let Disk { watermark, promise, .. } = self.nodes[node].held;
         if is_believed { watermark.max(promise) } else { 0 }
+    }
+
+    /// The same for a key, which it may not keep.
+    pub(crate) fn under_held(&self, node: usize, key: usize) -> Counter {
+        let is_nothing = self.nodes[node].held.records[key] == Record::default();
+        let speaks = self.has(Mistake::LatecomerSpeaks);
+        if is_nothing || self.is_first(node, key) || (speaks && self.keeps_held(node, key)) {
+            self.under(node)
+        } else {
+            0
+        }
+    }
+
+    /// Whether a node has kept what it holds since its first write.
+    pub(crate) fn is_first(&self, node: usize, key: usize) -> bool {
+        let copies = self.nodes[node].held.records[key].copies;
+        self.keeps(node, copies.fewest) && self.keeps(node, copies.most)
     }
 
     /// The clock as it stands; every counter that is minted later is above it.
@@ -234,7 +273,11 @@ impl Cluster {
         let generation = if self.nodes[node].synced.is_whole { 0 } else { self.id() };
         let Node { held, synced, .. } = &mut self.nodes[node];
         held.clone_from(synced);
-        let clock = if self.mistake == Some(Mistake::MintBelowFloor) { 0 } else { held.floor };
+        let clock = match self.mistake {
+            Some(Mistake::MintBelowFloor) => 0,
+            Some(Mistake::MintBelowWatermark) => held.floor,
+            Some(_) | None => held.floor.max(held.watermark),
+        };
         self.nodes[node].process = Some(Process {
             id,
             clock,
@@ -290,6 +333,7 @@ impl Cluster {
             process.credits.iter_mut().for_each(|credit| *credit = 0);
             self.begin_anew(node);
         }
+        self.note_whole();
         self.note(|_| format!("n{node} begins to fill: {why}"));
     }
 
@@ -297,6 +341,7 @@ impl Cluster {
     pub(crate) fn begin_anew(&mut self, node: usize) {
         let process = self.process_mut(node);
         process.round += 1;
+        process.blocked.clear();
         process.exchanged.iter_mut().for_each(|exchanged| *exchanged = None);
         process.union = None;
     }
@@ -308,7 +353,7 @@ impl Cluster {
         }
         self.nodes[node].held.records[key] = Record::default();
         self.nodes[node].synced.records[key] = Record::default();
-        self.nodes[node].losses += 1;
+        self.nodes[node].losses[key] += 1;
         self.process_mut(node).waiting.clear();
         self.end_exchanges(node);
         self.fill(node, "a record is damaged");
@@ -321,7 +366,7 @@ impl Cluster {
         let disk = Disk { store, epoch, seen: vec![(0, 0); machines], ..Disk::default() };
         let machine = &mut self.nodes[node];
         (machine.held, machine.synced) = (disk.clone(), disk);
-        machine.losses += 1;
+        machine.loses_all();
         machine.backups.clear();
         self.note(|_| format!("n{node} is wiped"));
         self.start(node);
@@ -332,7 +377,7 @@ impl Cluster {
         let machine = &mut self.nodes[node];
         let disk = machine.backups[backup].clone();
         (machine.held, machine.synced) = (disk.clone(), disk);
-        machine.losses += 1;
+        machine.loses_all();
         self.note(|c| format!("n{node} is restored {:?}", c.nodes[node].held));
         self.start(node);
     }
@@ -439,9 +484,13 @@ impl Cluster {
             && (!before.has_copy(node)
                 || before.gained[node] != after.gained[node]
                 || before.recorded[node] != after.recorded[node]);
-        let keeps = |document: &Document| self.copies.map(|copies| document.keeps(node, copies));
-        let (kept, keep) = (keeps(&before), keeps(&after));
-        let rises = (0..KEYS).any(|key| keep[key] && !kept[key]) && !self.has(Mistake::RisingCopyWhole);
+        // What no other copy has kept is nowhere to be had.
+        let is_to_be_had = |copies: usize| {
+            after.copies().any(|copy| copy != node && before.has_copy(copy) && before.keeps(copy, copies))
+        };
+        let comes_to_keep =
+            |copies: usize| after.keeps(node, copies) && !before.keeps(node, copies) && is_to_be_had(copies);
+        let rises = (1..=COPIES_MAX).any(comes_to_keep) && !self.has(Mistake::RisingCopyWhole);
         if !is_copy || is_new || rises {
             self.fill(node, "the document");
         }
@@ -449,14 +498,15 @@ impl Cluster {
 
     /// Hints go to those that now keep the key. What is owed to an owner that leaves is owed to the one that comes, too.
     pub(crate) fn readdress(&mut self, node: usize) {
-        let (document, copies) = (self.document(node).clone(), self.copies);
+        let document = self.document(node).clone();
         for hint in self.nodes[node].held.hints.clone() {
             let has_moved = document.moving.is_some_and(|(from, _)| from == hint.target);
-            let is_lost = !document.keeps(hint.target, copies[hint.key]);
+            let copies = self.nodes[node].held.records[hint.key].copies.most;
+            let is_lost = !document.keeps(hint.target, copies);
             if is_lost {
                 self.nodes[node].held.hints.retain(|kept| *kept != hint);
                 for target in document.copies().filter(|copy| *copy != node) {
-                    if document.keeps(target, copies[hint.key]) {
+                    if document.keeps(target, copies) {
                         self.leave_hint(node, hint.key, target, hint.is_counted);
                     }
                 }

@@ -2,8 +2,8 @@
 
 use crate::{
     cluster::{Cluster, Counts, Reading, Write},
-    node::{Body, Document, KEYS},
-    record::{Dot, Policy},
+    node::{Body, COPIES_FEWEST, COPIES_MAX, Document, KEYS},
+    record::{Dot, Policy, Record},
     rules::Mistake,
 };
 
@@ -49,7 +49,7 @@ fn shape(mistake: Mistake) -> &'static [(Step, usize)] {
         Mistake::SinglePhase | Mistake::ThirdFloorsIgnored | Mistake::FloorPassesWrites => {
             &[(Step::RefuseBatch, 12), (Step::Crash, 4), (Step::Skew, 6)]
         }
-        Mistake::MintUngreeted | Mistake::BlockedAcknowledged => {
+        Mistake::MintUngreeted | Mistake::BlockedAcknowledged | Mistake::FallenFloorIgnored => {
             &[(Step::Restore, 6), (Step::Backup, 6), (Step::Skew, 6)]
         }
         Mistake::AllTaken
@@ -63,12 +63,15 @@ fn shape(mistake: Mistake) -> &'static [(Step, usize)] {
             &[(Step::Restore, 5), (Step::Backup, 8), (Step::RefuseBatch, 6), (Step::Crash, 4)]
         }
         Mistake::BlockedEntryJoined | Mistake::BlockedInPart | Mistake::UnknownEntriesTaken => {
-            &[(Step::RefuseBatch, 8), (Step::Crash, 5), (Step::Cut, 3), (Step::Mend, 4)]
+            &[(Step::RefuseBatch, 14), (Step::Crash, 6), (Step::Cut, 3), (Step::Mend, 4)]
+        }
+        Mistake::OwedFromPastVouched => {
+            &[(Step::Restore, 8), (Step::Backup, 12), (Step::StandIn, 50), (Step::Replay, 20)]
         }
         Mistake::OldHintsKept => {
             &[(Step::Restore, 5), (Step::Backup, 10), (Step::StandIn, 20), (Step::Replay, 10)]
         }
-        Mistake::PromiseOverChange | Mistake::RisingCopyWhole => {
+        Mistake::PromiseOverChange | Mistake::RisingCopyWhole | Mistake::MintBelowWatermark => {
             &[(Step::Document, 8), (Step::Cut, 3), (Step::Mend, 4)]
         }
         Mistake::ExchangeBeforeSync => &[(Step::Crash, 8), (Step::Exchange, 20), (Step::Deliver, 30)],
@@ -76,6 +79,13 @@ fn shape(mistake: Mistake) -> &'static [(Step, usize)] {
             &[(Step::StandIn, 30), (Step::Replay, 6), (Step::Cut, 3), (Step::Mend, 5)]
         }
         Mistake::UnionAtOnce => &[(Step::Damage, 8)],
+        Mistake::LatecomerBelieved
+        | Mistake::UnionByMost
+        | Mistake::UnkeptRestPut
+        | Mistake::NothingSaidOfLess
+        | Mistake::LatecomerSpeaks
+        | Mistake::HintStaysWithLatecomer => &[(Step::Damage, 16), (Step::Write, 16), (Step::Exchange, 20)],
+        Mistake::LatecomerStrips => &[(Step::Write, 10), (Step::Read, 14)],
         Mistake::DroppedOnePromiseEarly
         | Mistake::AwayNotWaitedFor
         | Mistake::ContextByOwnCounter
@@ -111,6 +121,12 @@ pub(crate) fn play_shaped(
     let mut cluster = Cluster::new(seed, machines, members, mistake);
     if is_logged {
         cluster.log = Some(Vec::new());
+    }
+    let is_about_others = shaped_for.is_some_and(|mistake| Mistake::OF_LATECOMERS.contains(&mistake));
+    if is_about_others {
+        cluster.others = 40;
+    } else if mistake.is_some() {
+        cluster.others = 0;
     }
     let steps = cluster.weights(shaped_for);
     let total: usize = steps.iter().map(|(_, weight)| weight).sum();
@@ -188,6 +204,18 @@ impl Cluster {
         self.note(|_| "the faults stop".to_owned());
     }
 
+    /// The copies that know which writes are dead: where requests ask for several numbers of copies, those that keep every record.
+    pub(crate) fn knowing(&self) -> Vec<usize> {
+        let (document, fewest) = (self.newest(), if self.others > 0 { COPIES_FEWEST } else { COPIES_MAX });
+        document.copies().filter(|copy| document.keeps(*copy, fewest)).collect()
+    }
+
+    /// Whether any of them is whole now.
+    pub(crate) fn note_whole(&mut self) {
+        let is_whole = |copy: &usize| self.nodes[*copy].synced.is_whole;
+        self.was_without_whole |= !self.knowing().iter().any(is_whole);
+    }
+
     fn any(&mut self) -> usize {
         self.random.below(self.nodes.len())
     }
@@ -257,32 +285,32 @@ impl Cluster {
             }
             Step::Document => self.change(),
         }
-        let is_whole = |copy: usize| self.nodes[copy].synced.is_whole;
-        let is_any_whole = self.newest().copies().any(is_whole);
-        self.was_without_whole |= !is_any_whole;
+        self.note_whole();
     }
 
     fn write(&mut self, node: usize, key: usize) {
         if self.writes.len() >= 40 {
             return;
         }
-        let blind = Reading { key, entries: Vec::new(), saw: Vec::new() };
+        let blind = Reading { key, entries: Vec::new(), saw: Vec::new(), copies: 0 };
         // Many clients write what they have just read; some come back late.
         if self.random.chance(50) {
             self.read(node, key);
         }
-        let reading = if self.random.chance(80) && !self.readings.is_empty() {
-            let latest = self.readings.len() - 1;
-            let at = if self.random.chance(60) { latest } else { self.random.below(latest + 1) };
-            self.readings[at].clone()
-        } else {
-            blind
-        };
+        let reading =
+            if self.random.chance(if self.others < 40 { 80 } else { 50 }) && !self.readings.is_empty() {
+                let latest = self.readings.len() - 1;
+                let at = if self.random.chance(60) { latest } else { self.random.below(latest + 1) };
+                self.readings[at].clone()
+            } else {
+                blind
+            };
         let is_delete = !reading.entries.is_empty() && self.random.chance(60);
         let expires = self.now + u64::try_from(self.random.below(60)).unwrap_or(0);
         let expires = if self.random.chance(20) && !is_delete { expires } else { 0 };
         let needs = 1 + self.random.below(2);
-        self.mint(node, reading, is_delete, expires, needs);
+        let copies = self.asked(reading.key);
+        self.mint(node, reading, copies, is_delete, expires, needs);
     }
 
     /// Delivers a message of those under way. Most are in good time; some come twice, or when their links are up again.
@@ -408,7 +436,7 @@ impl Cluster {
         }
         self.decide(document);
         if let Some(gone) = gone {
-            self.nodes[gone].losses += 1;
+            self.nodes[gone].loses_all();
             self.learn(gone, epoch);
         }
         for node in 0..self.nodes.len() {
@@ -421,7 +449,7 @@ impl Cluster {
     // The end.
 
     /// All faults stop, and everything goes on until the copies have had time enough.
-    fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.links.iter_mut().flatten().for_each(|link| *link = true);
         self.now += 10_000;
         for node in 0..self.nodes.len() {
@@ -473,13 +501,15 @@ impl Cluster {
         }
     }
 
-    fn check(&mut self) {
+    pub(crate) fn check(&mut self) {
         if self.violation.is_some() {
             return;
         }
         let document: Document = self.newest().clone();
         // If all copies lost something, or there was a time at which none was whole, the union was taken.
-        self.was_without_whole |= document.copies().all(|copy| self.nodes[copy].losses > 0);
+        let knowing = self.knowing();
+        self.was_without_whole |=
+            (0..KEYS).any(|key| knowing.iter().all(|copy| self.nodes[*copy].losses[key] > 0));
         for node in document.copies() {
             if !self.is_whole(node) {
                 return self.violated(|| format!("P4: n{node} is not whole"));
@@ -490,9 +520,17 @@ impl Cluster {
             }
         }
         for key in 0..KEYS {
-            let keepers: Vec<usize> =
-                document.copies().filter(|copy| document.keeps(*copy, self.copies[key])).collect();
+            let most = document.copies().map(|copy| self.nodes[copy].held.records[key].copies.most).max();
+            let most = most.unwrap_or(0).max(1);
+            let (keepers, others): (Vec<usize>, Vec<usize>) =
+                document.copies().partition(|copy| document.keeps(*copy, most));
             let first = self.nodes[keepers[0]].held.records[key].clone();
+            for other in others {
+                let record = self.nodes[other].held.records[key].clone();
+                if record != Record::default() {
+                    return self.violated(|| format!("P4: n{other} does not keep {record:?}"));
+                }
+            }
             for &keeper in &keepers {
                 let record = &self.nodes[keeper].held.records[key];
                 if *record != first {
@@ -508,7 +546,7 @@ impl Cluster {
             let writes = self.writes.iter().enumerate().filter(|(_, write)| write.key == key);
             let writes: Vec<(usize, &Write)> = writes.collect();
             let is_binding = |write: &Write| {
-                let stands = |(node, losses): &(usize, u32)| self.nodes[*node].losses == *losses;
+                let stands = |(node, losses): &(usize, u32)| self.nodes[*node].losses[key] == *losses;
                 write.is_acknowledged && write.acknowledged_by.iter().any(stands)
             };
             let is_kept = |id: usize| first.live.iter().any(|(_, value)| value.write == id);
@@ -545,7 +583,8 @@ impl Cluster {
                             None => writes.iter().any(|(_, later)| ends(later)),
                         };
                         let what = || format!("P1 or P5: w{id} {:?} of k{key} is lost; {first:?}", write.dot);
-                        (!(is_well || self.was_without_whole && write.is_delete)).then(what)
+                        let may_be_back = self.was_without_whole && (write.is_delete || write.expires > 0);
+                        (!is_well && !may_be_back).then(what)
                     })
                 }
             };

@@ -4,6 +4,9 @@ use crate::record::{Actor, Counter, Record};
 
 /// Keys of the partition.
 pub(crate) const KEYS: usize = 2;
+/// The fewest copies that a request asks for, and the most.
+pub(crate) const COPIES_FEWEST: usize = 2;
+pub(crate) const COPIES_MAX: usize = 5;
 
 /// What is stored. There is one of what is held, and one of what is synced.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +69,8 @@ pub(crate) struct Process {
     pub(crate) round: u64,
     /// The peers with which exchanges were completed in this time, and which time of filling those were in.
     pub(crate) exchanged: Vec<Option<u64>>,
+    /// Of a filling copy: of what it has refused in exchanges of this round, the fewest copies that each was kept under.
+    pub(crate) blocked: Vec<usize>,
     /// In a union: the times in which all others were found filling.
     pub(crate) union: Option<Vec<Option<u64>>>,
 }
@@ -91,10 +96,16 @@ pub(crate) struct Node {
     pub(crate) process: Option<Process>,
     /// How far its clock is off.
     pub(crate) skew: i64,
-    /// Counts what it lost for good: acknowledgements from before do not bind it.
-    pub(crate) losses: u32,
+    /// Counts what it lost for good of each key: acknowledgements from before do not bind it.
+    pub(crate) losses: [u32; KEYS],
     /// Older states of its disk.
     pub(crate) backups: Vec<Disk>,
+}
+
+impl Node {
+    pub(crate) fn loses_all(&mut self) {
+        self.losses.iter_mut().for_each(|losses| *losses += 1);
+    }
 }
 
 /// Which way a record comes.

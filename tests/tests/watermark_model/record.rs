@@ -28,9 +28,31 @@ pub(crate) enum Policy {
     Lww,
 }
 
+/// How many copies are kept of a record: the most that a request has asked for, and the fewest that any of its writes came
+/// into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Copies {
+    pub(crate) fewest: usize,
+    pub(crate) most: usize,
+}
+
+impl Default for Copies {
+    /// Of a record that nobody has written.
+    fn default() -> Copies {
+        Copies { fewest: usize::MAX, most: 0 }
+    }
+}
+
+impl Copies {
+    pub(crate) fn join(self, other: Copies) -> Copies {
+        Copies { fewest: self.fewest.min(other.fewest), most: self.most.max(other.most) }
+    }
+}
+
 /// A record of either kind. One of last-write-wins has a single entry, its dot, and at most one value.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Record {
+    pub(crate) copies: Copies,
     /// Ascending by actor.
     pub(crate) entries: Vec<(Actor, Counter)>,
     /// Ascending by dot.
@@ -46,7 +68,11 @@ impl fmt::Debug for Record {
         });
         let (entries, values) =
             (entries.collect::<Vec<_>>().join(" "), values.collect::<Vec<_>>().join(", "));
-        write!(f, "{{{entries} | {values}}}")
+        let Copies { fewest, most } = self.copies;
+        if *self == Record::default() {
+            return write!(f, "{{}}");
+        }
+        write!(f, "{{{entries} | {values} | {fewest} to {most}}}")
     }
 }
 
@@ -78,6 +104,7 @@ impl Record {
         if self == other {
             return;
         }
+        let copies = self.copies.join(other.copies);
         match policy {
             Policy::Lww => {
                 let dot = |record: &Record| record.entries.first().map(|entry| (entry.1, entry.0));
@@ -96,6 +123,7 @@ impl Record {
                 other.entries.iter().for_each(|&(actor, counter)| self.see(actor, counter));
             }
         }
+        self.copies = copies;
     }
 
     /// Adds an entry.
@@ -113,17 +141,21 @@ impl Record {
         dot: Dot,
         context: &[(Actor, Counter)],
         value: Option<Value>,
+        copies: usize,
     ) {
+        let most = self.copies.most.max(copies);
+        let copies = Copies { fewest: most, most };
         match policy {
             Policy::Lww => {
                 let written = Record {
+                    copies,
                     entries: vec![(dot.actor, dot.counter)],
                     live: value.map(|value| (dot, value)).into_iter().collect(),
                 };
                 self.join(policy, &written);
             }
             Policy::Siblings => {
-                let seen = Record { entries: context.to_vec(), live: Vec::new() };
+                let seen = Record { copies, entries: context.to_vec(), live: Vec::new() };
                 self.join(policy, &seen);
                 self.see(dot.actor, dot.counter);
                 if let Some(value) = value {
@@ -141,12 +173,20 @@ impl Record {
             value.expires > 0 && value.expires <= expired_at && dot.counter <= watermark
         };
         self.live.retain(|(dot, value)| !is_expired(*dot, value));
-        let Record { entries, live } = self;
+        let Record { entries, live, .. } = self;
         let has_value = |actor: Actor| live.iter().any(|(dot, _)| dot.actor == actor);
         if by_own_counter {
             entries.retain(|&(actor, counter)| counter > watermark || has_value(actor));
         } else if entries.iter().all(|entry| entry.1 <= watermark) {
             entries.retain(|entry| has_value(entry.0));
+        }
+        self.forget_nothing();
+    }
+
+    /// A record of nothing is none.
+    fn forget_nothing(&mut self) {
+        if self.entries.is_empty() && self.live.is_empty() {
+            *self = Record::default();
         }
     }
 
@@ -200,6 +240,7 @@ impl Record {
             self.live.retain(|(dot, _)| !dead.contains(&dot.actor));
             self.entries.retain(|entry| !dead.contains(&entry.0));
         }
+        self.forget_nothing();
         *self != before
     }
 }

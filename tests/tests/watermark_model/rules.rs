@@ -65,10 +65,30 @@ pub(crate) enum Mistake {
     UnionAtOnce,
     /// A copy that met a watermark above its promise goes on as whole.
     BackwardsUnnoticed,
+    /// A filling copy believes a whole one that keeps a record only since more copies were asked for.
+    LatecomerBelieved,
+    /// Whether a record is taken in a union is asked of all that keep it now.
+    UnionByMost,
+    /// A copy strips contexts of what it does not know, whether or not it keeps every record.
+    LatecomerStrips,
+    /// What a node owes from before its disk went back it hands over as if it knew it to be alive.
+    OwedFromPastVouched,
+    /// The floor of a node whose disk went back, or is another, stays what it was.
+    FallenFloorIgnored,
+    /// A node that becomes a copy mints by its own clock, below what the others have promised.
+    MintBelowWatermark,
+    /// Of a record that the other side of an exchange does not keep, nothing is said as if nothing were held.
+    NothingSaidOfLess,
+    /// A copy speaks for what it has not kept since its first write, and does not listen to those that have.
+    LatecomerSpeaks,
+    /// What is owed to a node that cannot tell what of it is dead is owed to it for ever.
+    HintStaysWithLatecomer,
+    /// What is left of a record is put though this node keeps only what was cut away.
+    UnkeptRestPut,
 }
 
 impl Mistake {
-    pub(crate) const ALL: [Mistake; 31] = [
+    pub(crate) const ALL: [Mistake; 41] = [
         Mistake::DroppedOnePromiseEarly,
         Mistake::AwayNotWaitedFor,
         Mistake::PromiseNotSynced,
@@ -100,11 +120,46 @@ impl Mistake {
         Mistake::FilledBelowWatermark,
         Mistake::UnionAtOnce,
         Mistake::BackwardsUnnoticed,
+        Mistake::LatecomerBelieved,
+        Mistake::UnionByMost,
+        Mistake::LatecomerStrips,
+        Mistake::OwedFromPastVouched,
+        Mistake::FallenFloorIgnored,
+        Mistake::MintBelowWatermark,
+        Mistake::NothingSaidOfLess,
+        Mistake::LatecomerSpeaks,
+        Mistake::HintStaysWithLatecomer,
+        Mistake::UnkeptRestPut,
+    ];
+
+    /// Those that need requests for several numbers of copies.
+    pub(crate) const OF_LATECOMERS: [Mistake; 7] = [
+        Mistake::LatecomerBelieved,
+        Mistake::UnionByMost,
+        Mistake::LatecomerStrips,
+        Mistake::NothingSaidOfLess,
+        Mistake::LatecomerSpeaks,
+        Mistake::HintStaysWithLatecomer,
+        Mistake::UnkeptRestPut,
+    ];
+
+    /// Mistakes that one history in some hundred thousand shows, and the first that does: with a mistake its history is replayed.
+    pub(crate) const RARE: [(Mistake, u64); 5] = [
+        (Mistake::LateTaken, 126_090),
+        (Mistake::OwedFromPastVouched, 60_054),
+        (Mistake::FallenFloorIgnored, 91_262),
+        (Mistake::SinglePhase, 50_858),
+        (Mistake::RisingCopyWhole, 51_418),
     ];
 
     /// Mistakes that no history of some ten thousand has shown: others of the rules stand behind them. Each wants a history
-    /// written by hand.
-    pub(crate) const UNSEEN: [Mistake; 10] = [
+    /// written by hand; the first three have one.
+    pub(crate) const UNSEEN: [Mistake; 15] = [
+        Mistake::NothingSaidOfLess,
+        Mistake::LatecomerSpeaks,
+        Mistake::HintStaysWithLatecomer,
+        Mistake::UnkeptRestPut,
+        Mistake::LatecomerBelieved,
         Mistake::RepairClaimsMost,
         Mistake::CutKeepsEntry,
         Mistake::OldHintsKept,

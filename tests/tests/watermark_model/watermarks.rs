@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::Cluster,
-    node::{Body, Disk, Exchange, KEYS, Node, Standing, Waiting},
+    node::{Body, COPIES_MAX, Disk, Exchange, KEYS, Node, Standing, Waiting},
     record::{Counter, Dot, Record, Value},
     rules::Mistake,
 };
@@ -20,7 +20,14 @@ impl Cluster {
         self.process_mut(node).clock = floor;
         if !self.has(Mistake::FloorPassesWrites) {
             let own = self.writes.iter().filter(|write| write.is_under_way && write.process == id);
-            floor = own.map(|write| write.dot.counter - 1).fold(floor, Counter::min);
+            // Nor those that come along with one of them and may have been lost here: a node waits so long before its floor rises that
+            // they are over.
+            let carried = own.flat_map(|write| {
+                let of_actor = |(dot, _): &&(Dot, Value)| dot.actor == write.dot.actor;
+                let dots = write.record.live.iter().filter(of_actor).map(|(dot, _)| dot.counter);
+                dots.chain([write.dot.counter])
+            });
+            floor = carried.map(|counter| counter - 1).fold(floor, Counter::min);
         }
         if !self.has(Mistake::HintsIgnored) {
             let counted = self.nodes[node].held.hints.iter().filter(|hint| hint.is_counted);
@@ -46,9 +53,14 @@ impl Cluster {
     }
 
     pub(crate) fn hear(&mut self, node: usize, peer: usize, standing: &Standing) {
+        let (told, rises) = (standing.floors[peer], self.has(Mistake::FallenFloorIgnored));
         let process = self.process_mut(node);
-        for (known, told) in process.floors.iter_mut().zip(&standing.floors) {
-            *known = (*known).max(*told);
+        let known = std::mem::replace(&mut process.floors[peer], told);
+        if told < known && rises {
+            process.floors[peer] = known;
+        } else if told < known {
+            // Its disk went back in time, or is another: what rests on the floor of before does not count.
+            process.credits.iter_mut().for_each(|credit| *credit = 0);
         }
         process.promises[peer] = standing.promise;
     }
@@ -90,7 +102,7 @@ impl Cluster {
         if is_forgotten && !self.has(Mistake::BackwardsUnnoticed) {
             // Where all that knew of a watermark were lost or removed, one that comes back with it alarms the others for
             // nothing: history 400208491.
-            let is_remembered = self.document(node).copies().all(|copy| self.nodes[copy].losses == 0);
+            let is_remembered = self.document(node).copies().all(|copy| self.nodes[copy].losses == [0; KEYS]);
             if is_remembered {
                 self.violated(|| format!("n{node} is taken for one that went back, and did not"));
             }
@@ -98,6 +110,12 @@ impl Cluster {
             self.fill(node, "it promised this watermark and does not know");
         }
         self.nodes[node].held.watermark = watermark;
+        // It rests on the floors of those that were copies, and a node that has become one may have a clock behind all theirs.
+        if let Some(process) = &mut self.nodes[node].process
+            && self.mistake != Some(Mistake::MintBelowWatermark)
+        {
+            process.clock = process.clock.max(watermark);
+        }
         self.note(|_| format!("n{node} is at watermark {watermark}"));
         (0..KEYS).for_each(|key| self.prune(node, key));
         if !self.has(Mistake::OldHintsKept) {
@@ -124,7 +142,7 @@ impl Cluster {
     /// A copy dropped what it knew to be covered. No copy and no message may be believed that has such a value still.
     pub(crate) fn dropped(&mut self, node: usize, key: usize, before: &Record) {
         let Disk { watermark, epoch, .. } = self.nodes[node].held;
-        if !self.keeps(node, key) || !self.is_whole(node) {
+        if !self.keeps(node, before.copies.most) || !self.is_whole(node) {
             return;
         }
         let policy = self.policies[key];
@@ -141,7 +159,7 @@ impl Cluster {
         }
         for (peer, other) in self.nodes.iter().enumerate() {
             let has_promised = other.held.epoch == epoch && other.synced.promise >= watermark;
-            if peer != node && has_promised && self.is_whole(peer) && self.keeps(peer, key) {
+            if peer != node && has_promised && self.is_whole(peer) && self.is_first(peer, key) {
                 let record = &other.held.records[key];
                 if let Some((dot, _)) = record.live.iter().find(|live| is_forgotten(live)) {
                     found = Some(format!(
@@ -162,7 +180,7 @@ impl Cluster {
                 found = Some(format!("n{node} forgets what {message:?} would bring back"));
             }
         }
-        let all_lost = self.document(node).copies().all(|copy| self.nodes[copy].losses > 0);
+        let all_lost = self.knowing().iter().all(|copy| self.nodes[*copy].losses[key] > 0);
         if let Some(found) = found.filter(|_| !all_lost) {
             self.violated(|| format!("dropped early: {found}"));
         }
@@ -234,11 +252,48 @@ impl Cluster {
             Body::Behind { exchange, standing: own }
         } else {
             let records = &self.nodes[node].held.records;
-            let both = |key: &usize| self.keeps(node, *key) && self.keeps_at(node, leader, *key);
-            let differing = (0..KEYS).filter(both).filter(|key| records[*key] != held[*key]).collect();
+            let shown = |record: &Record| self.shown(node, leader, record);
+            let differs = |key: &usize| shown(&records[*key]) != shown(&held[*key]);
+            let differing = (0..KEYS).filter(differs).collect();
             Body::Answer { exchange, standing: own, differing }
         };
         self.answer(node, leader, body);
+    }
+
+    /// What one side of an exchange shows the other of a record: nothing of one that not both keep.
+    fn shown(&self, node: usize, peer: usize, record: &Record) -> Record {
+        let (most, document) = (record.copies.most, self.document(node));
+        let do_both = document.keeps(node, most) && document.keeps(peer, most);
+        if do_both { record.clone() } else { Record::default() }
+    }
+
+    /// Up to where this node speaks for what it shows: only of what it has kept since the first write, or of nothing.
+    fn under_shown(&self, node: usize, key: usize, shown: &Record) -> Counter {
+        let held = &self.nodes[node].held.records[key];
+        let is_hidden = *shown == Record::default() && *held != Record::default();
+        let is_latecomer = *held != Record::default()
+            && !self.keeps(node, shown.copies.fewest)
+            && !self.has(Mistake::LatecomerSpeaks);
+        let is_nothing_said = is_hidden && !self.has(Mistake::NothingSaidOfLess);
+        if is_nothing_said || (is_latecomer && !is_hidden) { 0 } else { self.under(node) }
+    }
+
+    /// A record comes in an exchange, or word that there is none. Whether it was refused.
+    fn hear_of(
+        &mut self,
+        node: usize,
+        peer: usize,
+        key: usize,
+        record: &Record,
+        under: Counter,
+    ) -> Option<bool> {
+        let held = &self.nodes[node].held.records[key];
+        let is_nothing = *record == Record::default();
+        if self.shown(node, peer, if is_nothing { held } else { record }) == Record::default() {
+            // Of what the peer does not keep it may well hold nothing. And nobody sends what not both keep.
+            return is_nothing.then_some(false);
+        }
+        Some(self.merge(node, key, record, under, Some(peer)))
     }
 
     /// An answer is sent when everything is synced that is held.
@@ -283,7 +338,8 @@ impl Cluster {
         let follower = self.exchanges[exchange].follower;
         match self.exchanges[exchange].differing.pop() {
             Some(key) => {
-                let (record, under) = (self.nodes[node].held.records[key].clone(), self.under(node));
+                let record = self.shown(node, follower, &self.nodes[node].held.records[key]);
+                let under = self.under_shown(node, key, &record);
                 self.send(node, follower, Body::Push { exchange, key, record, under });
             }
             None if self.has(Mistake::ExchangeBeforeSync) => self.complete(node, exchange),
@@ -300,10 +356,11 @@ impl Cluster {
         record: &Record,
         under: Counter,
     ) {
-        let is_blocked = self.merge(node, key, record, under, true);
-        if let Some(it) = self.under_way(node, exchange) {
-            let leader = it.leader;
-            let (record, under) = (self.nodes[node].held.records[key].clone(), self.under(node));
+        let leader = self.exchanges[exchange].leader;
+        let Some(is_blocked) = self.hear_of(node, leader, key, record, under) else { return };
+        if self.under_way(node, exchange).is_some() {
+            let record = self.shown(node, leader, &self.nodes[node].held.records[key]);
+            let under = self.under_shown(node, key, &record);
             self.answer(node, leader, Body::Held { exchange, key, record, under, is_blocked });
         }
     }
@@ -321,9 +378,13 @@ impl Cluster {
             return;
         }
         let are_whole = self.exchanges[exchange].generations == [0, 0] && self.is_whole(node);
-        let is_blocked_here = self.merge(node, key, record, under, true);
+        let follower = self.exchanges[exchange].follower;
+        let Some(is_blocked_here) = self.hear_of(node, follower, key, record, under) else { return };
         // One of two whole copies has gone on to another watermark meanwhile. A filling one has just learned what is dead.
-        if are_whole && (is_blocked_here || is_blocked) {
+        let own = &self.nodes[node].held.records[key];
+        let fewest = own.copies.fewest.min(record.copies.fewest);
+        let are_first = self.keeps(node, fewest) && self.keeps_at(node, follower, fewest);
+        if are_whole && (are_first || self.has(Mistake::LatecomerSpeaks)) && (is_blocked_here || is_blocked) {
             self.exchanges[exchange].is_over = true;
         } else {
             self.advance(node, exchange);
@@ -354,7 +415,12 @@ impl Cluster {
         } else if self.has(Mistake::ThirdFloorsIgnored) {
             floors(&[node, peer])
         } else {
-            floors(&self.document(node).copies().collect::<Vec<usize>>())
+            let copies: Vec<usize> = self.document(node).copies().collect();
+            // Whoever began it need not have heard yet whose disk went back.
+            let known = self.standing(node).floors;
+            let lowest = copies.iter().map(|copy| known[*copy]).min().unwrap_or(0);
+            let is_ignored = self.has(Mistake::FallenFloorIgnored);
+            floors(&copies).min(if is_ignored { Counter::MAX } else { lowest })
         };
         let process = self.process_mut(node);
         process.credits[peer] = process.credits[peer].max(credit);
@@ -365,11 +431,11 @@ impl Cluster {
         self.promise(node);
     }
 
-    /// Whether no other copy that keeps a key was whole when exchanges found these times of filling.
-    pub(crate) fn lacks_believed(&self, node: usize, key: usize, found: &[Option<u64>]) -> bool {
+    /// Whether no other copy that keeps records of so many copies was whole when exchanges found these times of filling.
+    pub(crate) fn lacks_believed(&self, node: usize, copies: usize, found: &[Option<u64>]) -> bool {
         let mut keepers =
-            self.sharers(node).into_iter().filter(|copy| self.keeps_at(node, *copy, key)).peekable();
-        self.keeps(node, key) && keepers.peek().is_some() && keepers.all(|copy| found[copy] != Some(0))
+            self.sharers(node).into_iter().filter(|copy| self.document(node).keeps(*copy, copies));
+        keepers.all(|copy| found[copy] != Some(0))
     }
 
     /// A filling copy has exchanged with all others: it is whole if for each key that it keeps another was whole that keeps
@@ -385,7 +451,14 @@ impl Cluster {
         if !sharers.iter().all(|peer| found[*peer].is_some()) {
             return;
         }
-        let needs_union = (0..KEYS).any(|key| self.lacks_believed(node, key, &found));
+        let document = self.document(node);
+        let is_shared = |copies: &usize| {
+            document.keeps(node, *copies) && sharers.iter().any(|peer| document.keeps(*peer, *copies))
+        };
+        let mut kept = (1..=COPIES_MAX).filter(is_shared);
+        let mut blocked = process.blocked.iter();
+        let needs_union = kept.any(|copies| self.lacks_believed(node, copies, &found))
+            || blocked.any(|copies| self.lacks_believed(node, *copies, &found));
         if let Some(union) = union {
             if sharers.iter().any(|peer| union[*peer] != Some(0) && union[*peer] != found[*peer]) {
                 // It took what a copy that is whole may know to be dead: from the beginning.
@@ -397,9 +470,11 @@ impl Cluster {
             let process = self.process_mut(node);
             process.union = Some(std::mem::replace(&mut process.exchanged, vec![None; found.len()]));
             process.round += 1;
+            process.blocked.clear();
             return;
         }
         self.nodes[node].held.is_whole = true;
+        self.process_mut(node).union = None;
         self.note(|_| format!("n{node} becomes whole"));
     }
 
@@ -409,7 +484,7 @@ impl Cluster {
         let watermark = self.nodes[node].held.watermark;
         for key in 0..KEYS {
             let highest = self.nodes[node].held.records[key].highest();
-            if !self.keeps(node, key) && highest > 0 && highest <= watermark {
+            if !self.keeps_held(node, key) && highest > 0 && highest <= watermark {
                 self.nodes[node].held.records[key] = Record::default();
                 self.nodes[node].held.hints.retain(|hint| hint.key != key);
             }
