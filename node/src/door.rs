@@ -91,7 +91,9 @@ impl<S: Store> Local<S> {
         self.counters.lww_discarded += u64::from(discarded_concurrent);
         let left = joined.and_then(|joined| self.left_of(joined, watermark));
         // It may be that only what was cut was to be kept here.
-        let is_kept = |left: &Arc<Record>| !keeps || self.keeps(object.keyspace(), partition, left.copies());
+        let is_kept = |left: &Arc<Record>| {
+            !keeps || left.copies() == copies || self.keeps(object.keyspace(), partition, left.copies())
+        };
         let left = left.filter(is_kept);
         let is_same = match (&held, &left) {
             (None, None) => true,

@@ -6,7 +6,7 @@
 mod running;
 mod settings;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
 use bytes::Bytes;
 use client::{
@@ -212,6 +212,24 @@ async fn too_few_nodes_are_a_definite_refusal_and_one_is_enough_at_one() {
     assert!(found.values.iter().any(|value| value.bytes == "value"));
     let refused = keyspace.get("key").r(Level::Quorum).send().await.unwrap_err();
     assert!(matches!(refused, ReadFailure::Refused(Refusal::Unavailable { .. })), "{refused}");
+    // Whoever sends clients to nodes that are ready has this one left. One that starts now has met nobody yet.
+    assert_eq!(ready(&running.options.node_config(2)), (Some(0), "ready\n".to_owned()));
+    running.kill(2);
+    let _process = ByHand::run(&running.options.node_config(2));
+    eventually("it answers", Duration::from_secs(10), || async {
+        let (code, said) = ready(&running.options.node_config(2));
+        assert_ne!(code, Some(0), "{said}");
+        said.contains("has just started")
+    })
+    .await;
+}
+
+/// What `quorated health --ready` ends with, and says.
+fn ready(config: &Path) -> (Option<i32>, String) {
+    let mut health = Command::new(env!("CARGO_BIN_EXE_quorated"));
+    let health = health.args(["health", "--ready", "--config"]).arg(config).output().unwrap();
+    let said = [health.stdout, health.stderr].concat();
+    (health.status.code(), String::from_utf8(said).unwrap())
 }
 
 #[tokio::test]

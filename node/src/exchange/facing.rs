@@ -127,12 +127,15 @@ impl<'a, S: Store> Facing<'a, S> {
             let (mut after, end) = ObjectKey::span(keyspace, first, last);
             loop {
                 let scanned = self.local.scan(*partition, &after, &end, limit)?;
+                let under = self.local.under(*partition);
                 limit = self.local.settings.scan_stretch_keys;
                 for (object, record) in scanned.records {
                     if !self.both_keep(keyspace, *partition, record.copies()) {
                         continue;
                     }
-                    let under = self.local.under_of(&object, *partition, &record);
+                    let is_even = record.copies().is_even();
+                    let under =
+                        if is_even { under } else { self.local.under_of(&object, *partition, &record) };
                     if !visit(object, record, under) {
                         return Ok(());
                     }

@@ -441,15 +441,17 @@ impl Driver {
         true
     }
 
-    /// Looks whether the node is ready, now and then: with many members it costs more than a turn.
+    /// Looks whether the node is ready, now and then: with many members it costs more than a turn. Once it has been in touch with
+    /// most of the others it stays so: their absence later is no reason to send nobody to this one, which may be all that is left.
     fn look_whether_ready(&mut self) {
         let now = self.parts.clock.now().monotonic;
         if now < self.look_again_at {
             return;
         }
         self.look_again_at = now + READY_INTERVAL;
-        let is_ready = self.parts.node.is_in_touch();
-        self.parts.ready.send_if_modified(|ready| std::mem::replace(ready, is_ready) != is_ready);
+        if !*self.parts.ready.borrow() && self.parts.node.is_in_touch() {
+            self.parts.ready.send_replace(true);
+        }
     }
 
     fn reply(&mut self, client: ClientTag, reply: Reply) {
@@ -501,12 +503,15 @@ impl Driver {
             Ask::Alive(to) => _ = to.send(()),
             Ask::Ready(to) => {
                 let node = &self.parts.node;
-                let state = match (node.document().is_some(), node.is_ready(), node.is_in_touch()) {
+                let has_met = *self.parts.ready.borrow() || node.is_in_touch();
+                let state = match (node.document().is_some(), node.is_ready(), has_met) {
                     (false, _, _) => Err("no cluster document is known yet"),
                     (true, false, _) => {
                         Err("the node cannot coordinate: its store is not recorded or refuses writes")
                     }
-                    (true, true, false) => Err("half of the members or more are not up"),
+                    (true, true, false) => {
+                        Err("the node has just started, and half of the members or more are not up")
+                    }
                     (true, true, true) if self.stopping_since.is_some() => Err("the node is stopping"),
                     (true, true, true) => Ok(()),
                 };

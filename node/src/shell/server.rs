@@ -182,7 +182,7 @@ impl Server {
         _ = self.stop.send(true);
     }
 
-    /// Whether the node is ready now, and changes of it.
+    /// Whether the node has been in touch with most of the others since it began, and when it is.
     #[must_use]
     pub fn ready(&self) -> watch::Receiver<bool> {
         self.ready.clone()
