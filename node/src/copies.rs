@@ -271,10 +271,7 @@ impl Copies {
                     return Judged::Union;
                 }
                 // It took what a copy that is whole by now may know to be dead.
-                time.round += 1;
-                exchanged.clear();
-                blocked.clear();
-                *union = None;
+                self.begin_round(partition);
                 Judged::Again
             }
         }

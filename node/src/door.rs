@@ -238,12 +238,6 @@ impl<S: Store> Local<S> {
         first.is_some_and(|first| first.contains(node))
     }
 
-    /// Whether this node keeps records of this count, and has since their first writes.
-    pub(crate) fn speaks_for(&self, keyspace: KeyspaceId, partition: PartitionId, copies: CopyCount) -> bool {
-        self.keeps(keyspace, partition, copies)
-            && (copies.is_even() || self.is_first_keeper(self.node, keyspace, partition, copies))
-    }
-
     /// Whether what this copy has never heard of a record is dead, up to its watermark.
     fn knows_the_dead(&self, object: &ObjectKey, partition: PartitionId, copies: CopyCount) -> bool {
         self.is_believed(partition) && self.is_first_keeper(self.node, object.keyspace(), partition, copies)
@@ -321,7 +315,21 @@ impl<S: Store> Local<S> {
 
     /// The same of a record, which may be one that it does not keep, or has not kept since its first write.
     pub(crate) fn under_of(&self, object: &ObjectKey, partition: PartitionId, record: &Record) -> Counter {
-        if self.speaks_for(object.keyspace(), partition, record.copies()) {
+        if self.keeps(object.keyspace(), partition, record.copies()) {
+            self.under_kept(object.keyspace(), partition, record.copies())
+        } else {
+            Counter::ZERO
+        }
+    }
+
+    /// The same of a record that it keeps.
+    pub(crate) fn under_kept(
+        &self,
+        keyspace: KeyspaceId,
+        partition: PartitionId,
+        copies: CopyCount,
+    ) -> Counter {
+        if copies.is_even() || self.is_first_keeper(self.node, keyspace, partition, copies) {
             self.under(partition)
         } else {
             Counter::ZERO

@@ -31,8 +31,7 @@ impl Owners {
         partition: PartitionId,
         n: Option<u8>,
     ) -> Option<Owners> {
-        let keyspace = document.keyspaces.get(&keyspace)?;
-        Some(Owners::counted(document, keyspace.replication.iter(), partition, |own| n.unwrap_or(own)))
+        Owners::counted(document, keyspace, partition, |own| n.unwrap_or(own))
     }
 
     /// Those that keep a copy of an object that records this count.
@@ -42,9 +41,7 @@ impl Owners {
         partition: PartitionId,
         copies: CopyCount,
     ) -> Option<Owners> {
-        let keyspace = document.keyspaces.get(&keyspace)?;
-        let count = |own| copies.in_datacenter(own);
-        Some(Owners::counted(document, keyspace.replication.iter(), partition, count))
+        Owners::counted(document, keyspace, partition, |own| copies.in_datacenter(own))
     }
 
     /// Those that have kept an object that records this count since its first write.
@@ -54,9 +51,7 @@ impl Owners {
         partition: PartitionId,
         copies: CopyCount,
     ) -> Option<Owners> {
-        let keyspace = document.keyspaces.get(&keyspace)?;
-        let count = |own| copies.fewest_in_datacenter(own);
-        Some(Owners::counted(document, keyspace.replication.iter(), partition, count))
+        Owners::counted(document, keyspace, partition, |own| copies.fewest_in_datacenter(own))
     }
 
     /// Those that keep a copy, for every count that an object may record.
@@ -70,19 +65,20 @@ impl Owners {
         counts.filter_map(move |copies| Owners::keepers(document, keyspace, partition, copies))
     }
 
-    fn counted<'a>(
+    /// The first of the preference list in each of the keyspace's datacenters, as many as `count` makes of the keyspace's own number.
+    fn counted(
         document: &ClusterDocument,
-        replication: impl Iterator<Item = (&'a DatacenterId, &'a u8)>,
+        keyspace: KeyspaceId,
         partition: PartitionId,
         count: impl Fn(u8) -> u8,
-    ) -> Owners {
+    ) -> Option<Owners> {
         let mut owners = SmallVec::new();
-        for (&datacenter, &own) in replication {
+        for (&datacenter, &own) in &document.keyspaces.get(&keyspace)?.replication {
             let list = document.preference_list(datacenter, partition);
             let first = list.iter().take(usize::from(count(own)).min(REPLICAS_MAX));
             owners.extend(first.map(|owner| OwnerAt { datacenter, node: owner.node, gained: owner.gained }));
         }
-        Owners { owners }
+        Some(Owners { owners })
     }
 
     /// How many there are in each datacenter.

@@ -273,8 +273,7 @@ impl<S: Store> Replica<S> {
                     Some(PlantedBug::LwwByWallClock | PlantedBug::LwwMintedBelow) => Context::new(),
                     Some(_) | None => mint.context,
                 };
-                let held = local.as_ref().map_or(CopyCount::NONE, |local| local.copies());
-                let mut version = LwwVersion::write(dot, &context, mint.value, held.raised(mint.copies));
+                let mut version = LwwVersion::write(dot, &context, mint.value, mint.copies);
                 // The writer had seen what it says it had, and the coordinator what it holds.
                 version.seen = seen;
                 let mut record = Record::Lww(version);

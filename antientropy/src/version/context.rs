@@ -53,7 +53,7 @@ impl CopyCount {
     /// Whether a record of this count is to be kept wherever one of the other is.
     #[must_use]
     pub fn includes(self, other: CopyCount) -> bool {
-        self.join(other).most() == self.most()
+        self.most_with(other) == self.most().byte
     }
 
     /// That of a record in which two are joined.
@@ -65,14 +65,12 @@ impl CopyCount {
         if self == CopyCount::NONE {
             return other;
         }
-        let explicit = (self.byte & CopyCount::EXPLICIT_MAX).max(other.byte & CopyCount::EXPLICIT_MAX);
-        let most = (self.byte | other.byte) & CopyCount::DEFAULT.byte | explicit;
         let ((is_own, fewest), (is_others_own, others)) = (self.fewest(), other.fewest());
         let fewest = match (fewest, others) {
             (0, explicit) | (explicit, 0) => explicit,
             (one, other) => one.min(other),
         };
-        CopyCount::of(most, is_own || is_others_own, fewest)
+        CopyCount::of(self.most_with(other), is_own || is_others_own, fewest)
     }
 
     /// That of a record for which a request asks for so many. What it has, came into no fewer than before.
@@ -82,7 +80,13 @@ impl CopyCount {
             return asked;
         }
         let (is_own, fewest) = self.fewest();
-        CopyCount::of(self.join(asked).most().byte, is_own, fewest)
+        CopyCount::of(self.most_with(asked), is_own, fewest)
+    }
+
+    /// The most of both, as bits.
+    fn most_with(self, other: CopyCount) -> u8 {
+        let explicit = (self.byte & CopyCount::EXPLICIT_MAX).max(other.byte & CopyCount::EXPLICIT_MAX);
+        (self.byte | other.byte) & CopyCount::DEFAULT.byte | explicit
     }
 
     /// Whether the keyspace's own count is among the fewest, and the lowest explicit one that is, 0 for none.

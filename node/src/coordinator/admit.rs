@@ -274,7 +274,13 @@ fn check_clocks<S: Store>(
 impl WritePlan {
     /// What the replica has to mint: taken out of the plan, which is of no other use. It keeps the object or not, and what
     /// it holds is all that there is up to a watermark.
-    pub(crate) fn mint(&mut self, held: Option<Arc<Record>>, is_kept: bool, watermark: Counter) -> Mint {
+    pub(crate) fn mint(
+        &mut self,
+        held: Option<Arc<Record>>,
+        copies: CopyCount,
+        is_kept: bool,
+        watermark: Counter,
+    ) -> Mint {
         let context = std::mem::take(&mut self.context);
         let context = match self.located.conflict {
             ConflictPolicy::Siblings => context.without_forgotten(held.as_deref(), watermark),
@@ -287,7 +293,7 @@ impl WritePlan {
             context,
             seen: self.seen,
             value: self.value.take(),
-            copies: self.located.n.map_or(CopyCount::DEFAULT, CopyCount::explicit),
+            copies,
         }
     }
 }

@@ -84,7 +84,7 @@ impl WriteOperation {
         let is_kept = local.keeps(object.keyspace(), *partition, copies);
         // What a whole copy has forgotten nobody has any more, if it keeps all records, however few copies they have.
         let watermark = local.knows_all_below(object.keyspace(), *partition);
-        let mint = plan.mint(held, is_kept, watermark);
+        let mint = plan.mint(held, copies, is_kept, watermark);
         let Located { object, partition, .. } = &plan.located;
         let (dot, record) =
             local.replica.mint(local.now, object, *partition, mint, &local.settings, &mut local.rng)?;

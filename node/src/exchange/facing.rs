@@ -127,15 +127,12 @@ impl<'a, S: Store> Facing<'a, S> {
             let (mut after, end) = ObjectKey::span(keyspace, first, last);
             loop {
                 let scanned = self.local.scan(*partition, &after, &end, limit)?;
-                let under = self.local.under(*partition);
                 limit = self.local.settings.scan_stretch_keys;
                 for (object, record) in scanned.records {
                     if !self.both_keep(keyspace, *partition, record.copies()) {
                         continue;
                     }
-                    let is_even = record.copies().is_even();
-                    let under =
-                        if is_even { under } else { self.local.under_of(&object, *partition, &record) };
+                    let under = self.local.under_kept(keyspace, *partition, record.copies());
                     if !visit(object, record, under) {
                         return Ok(());
                     }
@@ -236,7 +233,7 @@ impl<S: Store> Replica for Facing<'_, S> {
             return Ok(Object { key: name.key(), record: None, under: self.local.under(partition) });
         };
         if self.both_keep(keyspace, partition, record.copies()) {
-            let under = self.local.under_of(&name, partition, &record);
+            let under = self.local.under_kept(keyspace, partition, record.copies());
             return Ok(Object { key: name.key(), record: Some(record), under });
         }
         // It does hold something, which the peer does not keep: that it does not say proves nothing.

@@ -127,12 +127,21 @@ pub(crate) struct HintOperation {
     owed: Owed,
     bytes: usize,
     timer: Duration,
-    is_delivered: bool,
-    /// Whether its target says that it does not keep the object.
-    is_misdirected: bool,
-    /// Whether its target cannot tell what of the object is dead, for it keeps it only since more copies were asked for. Others
-    /// can, and exchanges bring it what they have.
-    is_for_others: bool,
+    fate: Fate,
+}
+
+/// What is to become of a hint after its replay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is still owed.
+    Owed,
+    /// It is delivered.
+    Delivered,
+    /// Its target says that it does not keep the object.
+    Misdirected,
+    /// Its target cannot tell what of the object is dead, for it keeps it only since more copies were asked for. Others can, and
+    /// exchanges bring it what they have.
+    ForOthers,
 }
 
 impl Hints {
@@ -345,14 +354,12 @@ impl Hints {
 
     /// A replay ended.
     pub(crate) fn ended<S: Store>(&mut self, local: &mut Local<S>, hint: HintOperation) {
-        let HintOperation {
-            target, object, owed, bytes, is_delivered, is_misdirected, is_for_others, ..
-        } = hint;
+        let HintOperation { target, object, owed, bytes, fate, .. } = hint;
         let queue = self.queues.entry(target).or_default();
         queue.flying.remove(&object);
         queue.flying_bytes -= bytes;
         queue.counted_flying -= usize::from(owed.is_counted);
-        if is_delivered {
+        if fate == Fate::Delivered {
             local.counters.hints_replayed += 1;
             self.save(local, target, object.clone());
             // What was left in this turn is not in its queue yet.
@@ -366,10 +373,10 @@ impl Hints {
             queue.wait_until = local.now.monotonic + REPLAY_TIMEOUT;
             queue.granted = 0;
             self.put(local, target, owed, &object);
-            if is_misdirected {
-                self.redirect_one(local, target, &object, Owners::keepers);
-            } else if is_for_others {
-                self.redirect_one(local, target, &object, Owners::first_keepers);
+            match fate {
+                Fate::Misdirected => self.redirect_one(local, target, &object, Owners::keepers),
+                Fate::ForOthers => self.redirect_one(local, target, &object, Owners::first_keepers),
+                Fate::Owed | Fate::Delivered => {}
             }
         }
     }
@@ -581,18 +588,7 @@ impl HintOperation {
             local.under_of(&object, partition, &record)
         };
         local.send(target, Message::Merge { tag, object: object.clone(), record, under, durability, path });
-        let (is_delivered, is_misdirected, is_for_others) = (false, false, false);
-        Ok(Some(HintOperation {
-            operation,
-            target,
-            object,
-            owed,
-            bytes,
-            timer,
-            is_delivered,
-            is_misdirected,
-            is_for_others,
-        }))
+        Ok(Some(HintOperation { operation, target, object, owed, bytes, timer, fate: Fate::Owed }))
     }
 
     /// Its number.
@@ -606,28 +602,32 @@ impl HintOperation {
             if from != self.target {
                 return Step::Continue;
             }
-            let is_recorded = local.recorded_store(from) == Some(store);
-            // What comes late exchanges have brought, or will.
-            let is_taken = |outcome| {
-                let late = MergeOutcome::Refused(MergeRefusal::Late);
-                outcome == late || matches!(outcome, MergeOutcome::Applied { .. })
-            };
-            self.is_delivered = is_recorded && is_taken(outcome);
-            self.is_misdirected = is_recorded && outcome == MergeOutcome::Refused(MergeRefusal::NotOwner);
-            // It is at a watermark that this node has promised too: the hint goes again when this one has come up.
-            if let MergeOutcome::Refused(MergeRefusal::Behind { watermark }) = outcome
-                && is_recorded
-                && let Ok((partition, _)) = local.copy_of(&self.object)
-            {
-                local.raise_watermark(partition, watermark);
-                let held = local.held(&self.object, partition).ok().flatten();
-                self.is_for_others = self.owed.is_counted
-                    && held.is_some_and(|held| {
-                        !local.is_first_keeper(from, self.object.keyspace(), partition, held.copies())
-                    });
+            if local.recorded_store(from) == Some(store) {
+                self.fate = self.fate_after(local, from, outcome);
             }
         }
         self.end(local)
+    }
+
+    /// What is to become of it after this answer.
+    fn fate_after<S: Store>(&self, local: &mut Local<S>, from: NodeId, outcome: MergeOutcome) -> Fate {
+        match outcome {
+            // What comes late exchanges have brought, or will.
+            MergeOutcome::Applied { .. } | MergeOutcome::Refused(MergeRefusal::Late) => Fate::Delivered,
+            MergeOutcome::Refused(MergeRefusal::NotOwner) => Fate::Misdirected,
+            // It is at a watermark that this node has promised too: the hint goes again when this one has come up.
+            MergeOutcome::Refused(MergeRefusal::Behind { watermark }) => {
+                let Ok((partition, _)) = local.copy_of(&self.object) else { return Fate::Owed };
+                local.raise_watermark(partition, watermark);
+                let held = local.held(&self.object, partition).ok().flatten();
+                let is_for_others = self.owed.is_counted
+                    && held.is_some_and(|held| {
+                        !local.is_first_keeper(from, self.object.keyspace(), partition, held.copies())
+                    });
+                if is_for_others { Fate::ForOthers } else { Fate::Owed }
+            }
+            MergeOutcome::Refused(_) => Fate::Owed,
+        }
     }
 
     /// The target was silent.

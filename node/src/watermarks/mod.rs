@@ -291,7 +291,7 @@ impl Watermarks {
         if copy.sharers.get(&node).is_some_and(|sharer| run.floor < sharer.floor) {
             // It is another process, and its disk may have gone back in time, or be another: what rests on the floor of before
             // does not count.
-            copy.sharers.values_mut().for_each(|sharer| sharer.credit = Counter::ZERO);
+            copy.forget_credit();
         }
         if let Some(sharer) = copy.sharers.get_mut(&node) {
             sharer.floor = run.floor;
@@ -323,7 +323,7 @@ impl Watermarks {
     /// The copy begins to fill: what it exchanged it may have lost.
     pub(crate) fn forget_credit(&mut self, partition: PartitionId) {
         if let Some(copy) = self.partitions.get_mut(&partition) {
-            copy.sharers.values_mut().for_each(|sharer| sharer.credit = Counter::ZERO);
+            copy.forget_credit();
         }
     }
 
@@ -447,5 +447,10 @@ impl Partition {
     /// The lowest floor of all copies, as far as it is known here.
     fn lowest(&self) -> Counter {
         self.sharers.values().map(|sharer| sharer.floor).fold(self.floor, Counter::min)
+    }
+
+    /// Exchanges so far count for nothing.
+    fn forget_credit(&mut self) {
+        self.sharers.values_mut().for_each(|sharer| sharer.credit = Counter::ZERO);
     }
 }

@@ -46,8 +46,20 @@ impl Cluster {
         Reading { key: KEY, entries: record.entries.clone(), saw, copies: record.copies.most }
     }
 
-    /// A put, or with a reading a delete of what was read, that these other nodes take. Returns which write it is.
-    fn writes(&mut self, node: usize, copies: usize, reading: Option<Reading>, at: &[usize]) -> usize {
+    /// A put, or with a reading a delete of what was read, that these other nodes take, and that is over then.
+    fn writes(&mut self, node: usize, copies: usize, reading: Option<Reading>, at: &[usize]) {
+        let write = self.begins_to_write(node, copies, reading, at);
+        self.is_over(write);
+    }
+
+    /// The same, and it is still under way. Returns which write it is.
+    fn begins_to_write(
+        &mut self,
+        node: usize,
+        copies: usize,
+        reading: Option<Reading>,
+        at: &[usize],
+    ) -> usize {
         self.now += 5;
         let before = self.messages.len();
         let is_delete = reading.is_some();
@@ -63,7 +75,7 @@ impl Cluster {
 
     /// A put that a node takes in place of the last of its four replicas.
     fn writes_with_stand_in(&mut self) {
-        let write = self.writes(1, 4, None, &[0, 2]);
+        let write = self.begins_to_write(1, 4, None, &[0, 2]);
         let before = self.messages.len();
         self.stand_in(write, LATECOMER, 3);
         self.arrives(before, &[LATECOMER]);
@@ -158,11 +170,9 @@ fn shows(mistake: Mistake, tell: impl Fn(&mut Cluster)) {
 #[test]
 fn who_has_come_to_keep_a_record_does_not_say_that_it_is_alive() {
     shows(Mistake::LatecomerSpeaks, |cluster| {
-        let put = cluster.writes(0, 2, None, &[1]);
-        cluster.is_over(put);
+        cluster.writes(0, 2, None, &[1]);
         let seen = cluster.reads(0);
-        let deleted = cluster.writes(0, 2, Some(seen), &[]);
-        cluster.is_over(deleted);
+        cluster.writes(0, 2, Some(seen), &[]);
         cluster.floors_rise();
         for _ in 0..2 {
             cluster.breaks_off(0, 1);
@@ -183,14 +193,12 @@ fn who_has_come_to_keep_a_record_does_not_say_that_it_is_alive() {
 #[test]
 fn a_ghost_is_found_out_by_who_has_kept_the_record_since_its_first_write() {
     shows(Mistake::LatecomerSpeaks, |cluster| {
-        let put = cluster.writes(0, 2, None, &[1]);
-        cluster.is_over(put);
+        cluster.writes(0, 2, None, &[1]);
         cluster.read_raises(1);
         cluster.settle();
         cluster.backs_up();
         let seen = cluster.reads(0);
-        let deleted = cluster.writes(0, 5, Some(seen), &[1, 2, 3, 4]);
-        cluster.is_over(deleted);
+        cluster.writes(0, 5, Some(seen), &[1, 2, 3, 4]);
         cluster.settle();
         assert!(cluster.is_forgotten());
         cluster.goes_back();
@@ -213,8 +221,7 @@ fn a_ghost_is_found_out_by_who_has_kept_the_record_since_its_first_write() {
 #[test]
 fn what_is_owed_to_who_cannot_judge_it_is_owed_to_those_who_can() {
     shows(Mistake::HintStaysWithLatecomer, |cluster| {
-        let put = cluster.writes(0, 2, None, &[1]);
-        cluster.is_over(put);
+        cluster.writes(0, 2, None, &[1]);
         cluster.all_exchange();
         let seen = cluster.reads(0);
         cluster.writes_with_stand_in();
@@ -223,8 +230,7 @@ fn what_is_owed_to_who_cannot_judge_it_is_owed_to_those_who_can() {
         cluster.replay(LATECOMER);
         cluster.arrives(before, &[3]);
         cluster.all_exchange();
-        let deleted = cluster.writes(0, 4, Some(seen), &[1, 2, 3]);
-        cluster.is_over(deleted);
+        cluster.writes(0, 4, Some(seen), &[1, 2, 3]);
         cluster.settle();
         cluster.goes_back();
         cluster.writes_with_stand_in();
@@ -236,17 +242,14 @@ fn what_is_owed_to_who_cannot_judge_it_is_owed_to_those_who_can() {
 #[test]
 fn a_record_that_is_kept_by_fewer_is_not_nothing() {
     shows(Mistake::NothingSaidOfLess, |cluster| {
-        let put = cluster.writes(1, 5, None, &[0, 2, 3, 4]);
-        cluster.is_over(put);
+        cluster.writes(1, 5, None, &[0, 2, 3, 4]);
         cluster.all_exchange();
         cluster.backs_up();
         let seen = cluster.reads(1);
-        let deleted = cluster.writes(1, 5, Some(seen), &[0, 2, 3, 4]);
-        cluster.is_over(deleted);
+        cluster.writes(1, 5, Some(seen), &[0, 2, 3, 4]);
         cluster.settle();
         assert!(cluster.is_forgotten());
-        let put = cluster.writes(0, 2, None, &[1]);
-        cluster.is_over(put);
+        cluster.writes(0, 2, None, &[1]);
         cluster.settle();
         cluster.goes_back();
         cluster.exchanges(LATECOMER, 2);
