@@ -121,6 +121,9 @@ impl<S: Store> Local<S> {
         let mut is_level = true;
         for (partition, run) in shared.iter().zip(standing.each()) {
             self.watermarks.hear(*partition, from, run);
+            if !self.copies.is_whole(*partition) && run.floor < PLAUSIBLE_MAX {
+                self.replica.clock().begin_above(run.floor);
+            }
             self.raise_watermark(*partition, run.watermark);
             self.adopt_watermark(*partition);
             is_level &= self.watermarks.of(*partition) <= run.watermark;

@@ -208,6 +208,17 @@ impl Copies {
         }
     }
 
+    /// Changes whenever any copy begins to fill.
+    pub(crate) fn generations(&self) -> u64 {
+        self.generations
+    }
+
+    /// Whether the copy fills, and did not, or in another time of filling, at `time`: it has lost something since.
+    pub(crate) fn has_lost_since(&self, partition: PartitionId, time: Time) -> bool {
+        let now = self.time(partition).generation;
+        now != 0 && now != time.generation
+    }
+
     /// Whether a filling copy has still to exchange with `node`.
     pub(crate) fn lacks_exchange(&self, partition: PartitionId, node: NodeId) -> bool {
         match self.copies.get(&partition).map(|copy| &copy.state) {

@@ -195,7 +195,8 @@ pub enum Message {
 /// What a node says to a question of an exchange that another leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExchangeAnswer {
-    /// Where it stands with all that both share: in answer to the first question.
+    /// Where it stands with all that both share: in answer to the first question, and when one of its copies has begun to fill
+    /// since.
     pub standing: Option<Standing>,
     /// For [`Exchange::answered`](antientropy::exchange::Exchange::answered); none if the leader is at a lower watermark
     /// somewhere, and has to begin anew when it has come up.

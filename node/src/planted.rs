@@ -76,6 +76,8 @@ pub enum PlantedBug {
     CountedHintsPassed,
     /// A copy that cannot be believed believes one that keeps a record only since more copies were asked for.
     LatecomerBelieved,
+    /// An exchange counts though one of the two has lost something since it began.
+    LossWhileExchanging,
 }
 
 impl PlantedBug {
@@ -110,7 +112,7 @@ impl PlantedBug {
     ];
 
     /// Those that random histories show too rarely. Each has one of its own, written by hand.
-    pub const SCRIPTED: [PlantedBug; 9] = [
+    pub const SCRIPTED: [PlantedBug; 10] = [
         PlantedBug::PromiseNotSynced,
         PlantedBug::MintBelowPromise,
         PlantedBug::DelayedExchangeMergeTaken,
@@ -120,5 +122,6 @@ impl PlantedBug {
         PlantedBug::CutKeepsEntry,
         PlantedBug::CountedHintsPassed,
         PlantedBug::LatecomerBelieved,
+        PlantedBug::LossWhileExchanging,
     ];
 }

@@ -82,7 +82,7 @@ pub fn profile_for(bug: PlantedBug) -> Profile {
         | PlantedBug::LeafNotUpdated
         | PlantedBug::ExchangeOnlyPulls
         | PlantedBug::ContextOnlySkipped => Profile::Any,
-        PlantedBug::ActorKeptAfterLoss => Profile::Rot,
+        PlantedBug::ActorKeptAfterLoss | PlantedBug::LossWhileExchanging => Profile::Rot,
         PlantedBug::ActorKeptAfterFailedBatch => Profile::FailingDisks,
         PlantedBug::FillingCopyCounted => Profile::Wipes,
         PlantedBug::BlockingReadWithoutWriteBack => Profile::Blocking,

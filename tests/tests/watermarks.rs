@@ -290,6 +290,34 @@ fn who_has_come_to_keep_a_record_does_not_say_what_of_it_is_dead() {
     shows_among(5, PlantedBug::LatecomerBelieved, Checker::LostWrites, tell);
 }
 
+/// Bits rot on two replicas, and the third, which has lost nothing of it, fills. One finds the damage, and exchanges with the
+/// other: that one says that it is whole, looks for the record, and finds it damaged. That it has none is no news that it is dead.
+#[test]
+fn nothing_follows_from_an_exchange_with_who_loses_something_meanwhile() {
+    let tell = |scenario: &mut Scenario| {
+        let [first, second, third] = replicas(scenario);
+        settled(scenario, first);
+        let from_memory = WriteOptions { durability: Some(Durability::Memory), ..write_at(Level::All) };
+        let later = scenario.put(first, CART, from_memory);
+        run_until_passed(scenario, later);
+        // It hears nothing of one of the others, and fills.
+        scenario.cut(second, third);
+        scenario.cut(third, second);
+        scenario.crash(third);
+        scenario.start(third);
+        scenario.run_for(ms(1000));
+        assert!(scenario.rot(first, CART) && scenario.rot(second, CART));
+        assert!(scenario.is_whole(first) && scenario.is_whole(second), "nobody has noticed");
+        // It reads all that it has when it starts.
+        scenario.crash(first);
+        scenario.start(first);
+        scenario.run_for(ms(2000));
+        assert!(!scenario.is_whole(second) && !scenario.is_whole(third));
+        scenario.connect();
+    };
+    shows(PlantedBug::LossWhileExchanging, Checker::LostWrites, tell);
+}
+
 /// One replica has taken a watermark and dropped what is superfluous, the others have yet to: that is no difference, and no
 /// reason to repair anything.
 #[test]

@@ -9,7 +9,11 @@ mod engagement;
 mod facing;
 mod schedule;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use antientropy::exchange::{Exchange, Question};
 use engagement::{Engagement, Role};
@@ -22,6 +26,7 @@ use crate::{
     copies::Time,
     local::{Event, Local},
     message::{ExchangeAnswer, Message, Standing, Tag},
+    planted::PlantedBug,
     storage::Store,
     waiting::Waiting,
 };
@@ -44,6 +49,8 @@ pub(crate) struct ExchangeOperation {
     /// Where this node stood when it began, and the peer as it answered first.
     standing: Standing,
     theirs: Option<Standing>,
+    /// Where the peer has lost something since: that it lacks a record means nothing there.
+    lost: BTreeSet<PartitionId>,
     /// Whether the peer is at a higher watermark, so that it has to begin anew at once.
     is_behind: bool,
     begun: Duration,
@@ -95,6 +102,7 @@ impl ExchangeOperation {
             times,
             standing,
             theirs: None,
+            lost: BTreeSet::new(),
             is_behind: false,
             begun,
             exchange,
@@ -162,11 +170,22 @@ impl ExchangeOperation {
         if local.recorded_store(self.peer) != Some(store) {
             return false;
         }
-        if question == FIRST {
-            let standing = standing.filter(|standing| standing.len() == self.shared.len() as u64);
-            let Some(standing) = standing else { return false };
-            local.hear_standing(self.peer, &self.shared, &standing);
-            self.theirs = Some(standing);
+        let standing = standing.filter(|standing| standing.len() == self.shared.len() as u64);
+        match (standing, &self.theirs) {
+            (Some(standing), None) if question == FIRST => {
+                local.hear_standing(self.peer, &self.shared, &standing);
+                self.theirs = Some(standing);
+            }
+            (None, _) if question == FIRST => return false,
+            (Some(standing), Some(before)) => {
+                for ((partition, now), before) in self.shared.iter().zip(standing.each()).zip(before.each()) {
+                    if now.filling != 0 && now.filling != before.filling {
+                        local.watermarks.hear_filling(*partition, self.peer, now.filling);
+                        self.lost.insert(*partition);
+                    }
+                }
+            }
+            _ => {}
         }
         let Some(answer) = answer else {
             (self.is_behind, self.was_put_off) = (question == FIRST, true);
@@ -227,6 +246,19 @@ impl ExchangeOperation {
     pub(crate) fn end<S: Store>(&mut self, local: &mut Local<S>) -> Step {
         local.timers.remove(&(self.timer, self.operation));
         Step::Done
+    }
+
+    /// The partitions of which nothing follows from it: those that it passed over, and those of which one side has lost
+    /// something since it began.
+    fn left_out<S: Store>(&self, local: &Local<S>) -> BTreeSet<PartitionId> {
+        let mut left_out: BTreeSet<PartitionId> = self.exchange.left_out().iter().copied().collect();
+        if local.planted != Some(PlantedBug::LossWhileExchanging) {
+            let has_lost =
+                |(partition, time): &(&PartitionId, &Time)| local.copies.has_lost_since(**partition, **time);
+            left_out.extend(self.times.iter().filter(has_lost).map(|(partition, _)| partition));
+            left_out.extend(&self.lost);
+        }
+        left_out
     }
 
     fn is_complete(&self) -> bool {

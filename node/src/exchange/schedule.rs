@@ -1,10 +1,6 @@
 //! With whom an exchange is due, and when; and the answers to those that peers lead.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use antientropy::{exchange::Follower, version::UnixMillis};
 use bytes::Bytes;
@@ -59,6 +55,8 @@ struct Following {
     /// Where the peer stood when it began, and in which time of filling this node's copies were then.
     standing: Standing,
     times: Vec<Time>,
+    /// As [`Copies::generations`](crate::copies::Copies::generations) was when the peer was last told of them.
+    generations: u64,
     /// When the peer first asked, and when it last did.
     first: Duration,
     last: Duration,
@@ -198,7 +196,7 @@ impl Exchanges {
         local.counters.exchange_bytes += report.bytes;
         local.counters.exchange_payload_bytes += report.payload_bytes;
         local.counters.exchange_differences += report.updated + report.missing;
-        let left_out: BTreeSet<PartitionId> = ended.exchange.left_out().iter().copied().collect();
+        let left_out = ended.left_out(local);
         if ended.is_complete() {
             local.counters.exchanges_completed += 1;
             local.counters.exchanges_equal += u64::from(report.messages == 1);
@@ -340,6 +338,7 @@ impl Exchanges {
                 exchange: tag.operation,
                 standing,
                 times,
+                generations: local.copies.generations(),
                 first: now,
                 last: now,
             });
@@ -355,6 +354,11 @@ impl Exchanges {
             let answer = follower.answer(&mut facing, question, may_engage).ok();
             if was_engaged && follower.is_engaged() && answer.is_some() {
                 self.engagement.engage(local, from, Role::Follows);
+            }
+            // What it was looking for it may have found damaged: that it is not there is no news of a copy that was whole.
+            if local.copies.generations() != following.generations {
+                following.generations = local.copies.generations();
+                own = Some(local.standing(&peer.shared));
             }
             answer
         });

@@ -79,6 +79,8 @@ struct Sharer {
     promise: Promise,
     /// The time of filling that it was in; 0 if it was whole.
     filling: u64,
+    /// Whether it has said where it stands under the present document.
+    is_heard: bool,
     /// Up to where exchanges with it count.
     credit: Counter,
 }
@@ -145,7 +147,8 @@ impl Watermarks {
             let copy = self.partitions.entry(*partition).or_default();
             copy.sharers.retain(|node, _| nodes.contains(node));
             for node in nodes {
-                copy.sharers.entry(*node).or_default().credit = Counter::ZERO;
+                let sharer = copy.sharers.entry(*node).or_default();
+                (sharer.credit, sharer.is_heard) = (Counter::ZERO, false);
             }
         }
     }
@@ -297,7 +300,14 @@ impl Watermarks {
             sharer.floor = run.floor;
             sharer.promise = Promise { at: run.promise, epoch: run.promise_epoch };
             sharer.filling = run.filling;
+            sharer.is_heard = true;
         }
+    }
+
+    /// Whether another copy has said under the present document where it stands.
+    pub(crate) fn has_heard(&self, partition: PartitionId) -> bool {
+        let copy = self.partitions.get(&partition);
+        copy.is_some_and(|copy| copy.sharers.values().any(|sharer| sharer.is_heard))
     }
 
     /// Another node has no copy that counts.
@@ -452,5 +462,82 @@ impl Partition {
     /// Exchanges so far count for nothing.
     fn forget_credit(&mut self) {
         self.sharers.values_mut().for_each(|sharer| sharer.credit = Counter::ZERO);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::MemoryEngine;
+
+    const P: PartitionId = PartitionId(3);
+    const OTHERS: [NodeId; 2] = [NodeId(2), NodeId(3)];
+
+    /// Of a copy that two others share.
+    fn shared() -> Watermarks {
+        let mut watermarks = Watermarks::open(&MemoryEngine::new(ring::StoreId(1)));
+        watermarks.follow(&BTreeMap::from([(P, OTHERS.to_vec())]));
+        watermarks
+    }
+
+    fn run(floor: u64) -> Run {
+        Run {
+            partitions: 1,
+            floor: Counter(floor),
+            lowest: Counter::ZERO,
+            watermark: Counter::ZERO,
+            promise: Counter::ZERO,
+            promise_epoch: Epoch(0),
+            filling: 0,
+        }
+    }
+
+    /// All floors are at 100 and all exchanges count.
+    fn exchanged() -> Watermarks {
+        let mut watermarks = shared();
+        watermarks.partitions.get_mut(&P).expect("it is shared").floor = Counter(100);
+        OTHERS.iter().for_each(|node| watermarks.hear(P, *node, &run(100)));
+        OTHERS.iter().for_each(|node| watermarks.credit(P, *node, Counter(100)));
+        watermarks
+    }
+
+    #[test]
+    fn what_rests_on_a_floor_that_has_fallen_does_not_count() {
+        let mut watermarks = exchanged();
+        watermarks.hear(P, OTHERS[0], &run(70));
+        watermarks.make_promise(P, Epoch(1));
+        assert_eq!(watermarks.promise(P).at, Counter::ZERO);
+        OTHERS.iter().for_each(|node| watermarks.credit(P, *node, Counter(100)));
+        watermarks.make_promise(P, Epoch(1));
+        assert_eq!(
+            watermarks.promise(P).at,
+            Counter(70),
+            "whoever began an exchange need not have heard of it"
+        );
+        let mut steady = exchanged();
+        steady.hear(P, OTHERS[0], &run(100));
+        steady.make_promise(P, Epoch(1));
+        assert_eq!(steady.promise(P).at, Counter(100));
+    }
+
+    #[test]
+    fn under_a_new_document_nothing_has_been_heard() {
+        let mut watermarks = exchanged();
+        assert!(watermarks.has_heard(P) && !watermarks.has_heard(PartitionId(4)));
+        watermarks.follow(&BTreeMap::from([(P, OTHERS.to_vec())]));
+        assert!(!watermarks.has_heard(P));
+        watermarks.make_promise(P, Epoch(2));
+        assert_eq!(watermarks.promise(P).at, Counter::ZERO, "nor do exchanges count");
+        watermarks.hear(P, OTHERS[1], &run(100));
+        assert!(watermarks.has_heard(P));
+    }
+
+    #[test]
+    fn nothing_is_minted_below_a_watermark() {
+        let mut watermarks = exchanged();
+        watermarks.raise_floor(Counter(50));
+        assert_eq!(watermarks.mints_above(), Counter(50));
+        watermarks.set(P, Counter(90));
+        assert_eq!(watermarks.mints_above(), Counter(90));
     }
 }

@@ -354,8 +354,8 @@ impl Cluster {
         self.nodes[node].held.records[key] = Record::default();
         self.nodes[node].synced.records[key] = Record::default();
         self.nodes[node].losses[key] += 1;
-        self.process_mut(node).waiting.clear();
-        self.end_exchanges(node);
+        let is_exchange = |waiting: &Waiting| matches!(waiting, Waiting::Send(_) | Waiting::Complete { .. });
+        self.process_mut(node).waiting.retain(is_exchange);
         self.fill(node, "a record is damaged");
     }
 
@@ -491,6 +491,12 @@ impl Cluster {
         let comes_to_keep =
             |copies: usize| after.keeps(node, copies) && !before.keeps(node, copies) && is_to_be_had(copies);
         let rises = (1..=COPIES_MAX).any(comes_to_keep) && !self.has(Mistake::RisingCopyWhole);
+        // Whoever is told a floor mints above the watermark, too.
+        let is_told = !self.has(Mistake::GainUngreeted) && !self.has(Mistake::MintBelowWatermark);
+        if is_new && is_told {
+            // Exchanges of the other copies did not wait for it, and its clock may be behind what they count on.
+            self.process_mut(node).greeted.iter_mut().for_each(|greeted| *greeted = 0);
+        }
         if !is_copy || is_new || rises {
             self.fill(node, "the document");
         }

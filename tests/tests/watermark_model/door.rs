@@ -258,8 +258,9 @@ impl Cluster {
                 self.on_answer(to, exchange, &standing, differing)
             }
             Body::Push { exchange, key, record, under } => self.on_push(to, exchange, key, &record, under),
-            Body::Held { exchange, key, record, under, is_blocked } => {
+            Body::Held { exchange, key, record, under, is_blocked, generation } => {
                 self.on_held(to, exchange, key, &record, under, is_blocked);
+                self.hear_generation(exchange, 1, generation);
             }
             Body::Ended { exchange } => {
                 if self.exchanges[exchange].processes[1] == self.process_id(to) {

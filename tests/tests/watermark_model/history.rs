@@ -71,14 +71,16 @@ fn shape(mistake: Mistake) -> &'static [(Step, usize)] {
         Mistake::OldHintsKept => {
             &[(Step::Restore, 5), (Step::Backup, 10), (Step::StandIn, 20), (Step::Replay, 10)]
         }
-        Mistake::PromiseOverChange | Mistake::RisingCopyWhole | Mistake::MintBelowWatermark => {
-            &[(Step::Document, 8), (Step::Cut, 3), (Step::Mend, 4)]
-        }
+        Mistake::PromiseOverChange
+        | Mistake::RisingCopyWhole
+        | Mistake::MintBelowWatermark
+        | Mistake::GainUngreeted => &[(Step::Document, 8), (Step::Cut, 3), (Step::Mend, 4)],
         Mistake::ExchangeBeforeSync => &[(Step::Crash, 8), (Step::Exchange, 20), (Step::Deliver, 30)],
         Mistake::HintsIgnored | Mistake::StandInBelowPromise => {
             &[(Step::StandIn, 30), (Step::Replay, 6), (Step::Cut, 3), (Step::Mend, 5)]
         }
         Mistake::UnionAtOnce => &[(Step::Damage, 8)],
+        Mistake::LossWhileExchanging => &[(Step::Damage, 16), (Step::Exchange, 20), (Step::Deliver, 30)],
         Mistake::LatecomerBelieved
         | Mistake::UnionByMost
         | Mistake::UnkeptRestPut

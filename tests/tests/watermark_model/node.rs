@@ -148,8 +148,8 @@ pub(crate) enum Body {
     Answer { exchange: usize, standing: Standing, differing: Vec<usize> },
     /// The leader's record of a key.
     Push { exchange: usize, key: usize, record: Record, under: Counter },
-    /// What the follower then holds of it, and whether it refused part of what it was sent.
-    Held { exchange: usize, key: usize, record: Record, under: Counter, is_blocked: bool },
+    /// What the follower then holds of it, whether it refused part of what it was sent, and in which time of filling it is.
+    Held { exchange: usize, key: usize, record: Record, under: Counter, is_blocked: bool, generation: u64 },
     /// It was complete.
     Ended { exchange: usize },
 }

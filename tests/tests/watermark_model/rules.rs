@@ -17,6 +17,8 @@ pub(crate) enum Mistake {
     MintBelowFloor,
     /// A process mints before anyone has told it the floor that its store may have forgotten.
     MintUngreeted,
+    /// A node that becomes a copy mints before anyone has told it a floor since.
+    GainUngreeted,
     /// A floor passes writes that are still under way.
     FloorPassesWrites,
     /// Merges of exchanges are taken whatever they know.
@@ -85,10 +87,12 @@ pub(crate) enum Mistake {
     HintStaysWithLatecomer,
     /// What is left of a record is put though this node keeps only what was cut away.
     UnkeptRestPut,
+    /// An exchange counts though one of the two has lost something since it began.
+    LossWhileExchanging,
 }
 
 impl Mistake {
-    pub(crate) const ALL: [Mistake; 41] = [
+    pub(crate) const ALL: [Mistake; 43] = [
         Mistake::DroppedOnePromiseEarly,
         Mistake::AwayNotWaitedFor,
         Mistake::PromiseNotSynced,
@@ -96,6 +100,7 @@ impl Mistake {
         Mistake::ThirdFloorsIgnored,
         Mistake::MintBelowFloor,
         Mistake::MintUngreeted,
+        Mistake::GainUngreeted,
         Mistake::FloorPassesWrites,
         Mistake::DelayedExchangeTaken,
         Mistake::AllTaken,
@@ -130,6 +135,7 @@ impl Mistake {
         Mistake::LatecomerSpeaks,
         Mistake::HintStaysWithLatecomer,
         Mistake::UnkeptRestPut,
+        Mistake::LossWhileExchanging,
     ];
 
     /// Those that need requests for several numbers of copies.
@@ -144,12 +150,14 @@ impl Mistake {
     ];
 
     /// Mistakes that one history in some hundred thousand shows, and the first that does: with a mistake its history is replayed.
-    pub(crate) const RARE: [(Mistake, u64); 5] = [
+    pub(crate) const RARE: [(Mistake, u64); 7] = [
         (Mistake::LateTaken, 126_090),
         (Mistake::OwedFromPastVouched, 60_054),
         (Mistake::FallenFloorIgnored, 91_262),
         (Mistake::SinglePhase, 50_858),
         (Mistake::RisingCopyWhole, 51_418),
+        (Mistake::LossWhileExchanging, 446_562),
+        (Mistake::GainUngreeted, 628_214),
     ];
 
     /// Mistakes that no history of some ten thousand has shown: others of the rules stand behind them. Each wants a history

@@ -361,7 +361,8 @@ impl Cluster {
         if self.under_way(node, exchange).is_some() {
             let record = self.shown(node, leader, &self.nodes[node].held.records[key]);
             let under = self.under_shown(node, key, &record);
-            self.answer(node, leader, Body::Held { exchange, key, record, under, is_blocked });
+            let generation = self.standing(node).generation;
+            self.answer(node, leader, Body::Held { exchange, key, record, under, is_blocked, generation });
         }
     }
 
@@ -391,12 +392,19 @@ impl Cluster {
         }
     }
 
+    /// In which time of filling one side of an exchange is now. One that has lost something since it began may have said that it
+    /// holds nothing of it, or have been asked no more: nothing follows from the exchange, for either side.
+    pub(crate) fn hear_generation(&mut self, exchange: usize, side: usize, generation: u64) {
+        let has_lost = generation != 0 && generation != self.exchanges[exchange].generations[side];
+        self.exchanges[exchange].is_over |= has_lost && !self.has(Mistake::LossWhileExchanging);
+    }
+
     /// An exchange is complete, for the leader when it is synced and for the follower when it hears of it.
     pub(crate) fn complete(&mut self, node: usize, exchange: usize) {
-        if self.under_way(node, exchange).is_none() {
-            return;
+        if self.exchanges[exchange].leader == node {
+            self.hear_generation(exchange, 0, self.standing(node).generation);
         }
-        let it = self.exchanges[exchange].clone();
+        let Some(it) = self.under_way(node, exchange).cloned() else { return };
         let side = usize::from(it.follower == node);
         let peer = if side == 0 { it.follower } else { it.leader };
         if side == 0 {
