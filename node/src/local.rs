@@ -313,10 +313,10 @@ impl<S: Store> Local<S> {
             self.replica.remove_nameless(key);
             self.fill(partition);
         }
-        let mut records = BTreeMap::new();
+        let mut records = Vec::with_capacity(stretch.held.len());
         for (object, held) in stretch.held {
             match held {
-                Held::Record(record) => _ = records.insert(object, record),
+                Held::Record(record) => records.push((object, record)),
                 Held::Nothing | Held::Unreadable => {}
                 Held::Damaged => self.note_damage(&object, partition),
             }
@@ -530,7 +530,8 @@ pub(crate) struct Shares {
 
 /// The records of a stretch of a partition.
 pub(crate) struct Scanned {
-    pub(crate) records: BTreeMap<ObjectKey, Arc<Record>>,
+    /// In the order of their objects.
+    pub(crate) records: Vec<(ObjectKey, Arc<Record>)>,
     /// Where the stretch ends; none if nothing comes after it.
     pub(crate) until: Option<Bytes>,
 }

@@ -101,8 +101,8 @@ pub(crate) enum Held {
 
 /// A stretch of a partition.
 pub(crate) struct Stretch {
-    /// What is held of each object.
-    pub(crate) held: BTreeMap<ObjectKey, Held>,
+    /// What is held of each object, in their order.
+    pub(crate) held: Vec<(ObjectKey, Held)>,
     /// Stored keys that name no object.
     pub(crate) nameless: Vec<Bytes>,
     /// Where it ends; none if nothing comes after it.
@@ -488,23 +488,24 @@ impl<S: Store> Replica<S> {
         let stored = self.store.scan(Table::Records, Some(after), end, limit)?;
         let is_cut = stored.len() >= limit;
         let until = stored.last().filter(|_| is_cut).map(|(key, _)| key.clone());
-        let mut stretch = Stretch { held: BTreeMap::new(), nameless: Vec::new(), until };
+        let (mut held, mut nameless) = (Vec::with_capacity(stored.len()), Vec::new());
         for (key, value) in stored {
             match ObjectKey::decode(&key) {
-                Some(object) => {
-                    stretch.held.insert(object, Held::decode(&key, &value));
-                }
-                None => stretch.nameless.push(key),
+                Some(object) => held.push((object, Held::decode(&key, &value))),
+                None => nameless.push(key),
             }
         }
         let pending = self.overlay.range((Bound::Excluded(ObjectKey::bound(after)), Bound::Unbounded));
-        for (object, pending) in pending.take_while(|(object, _)| object.encoded() < end) {
-            if stretch.until.as_ref().is_some_and(|until| object.encoded() > until) {
-                break;
-            }
-            stretch.held.insert(object.clone(), pending.held());
+        let is_in_it = |object: &ObjectKey| {
+            object.encoded() < end && until.as_ref().is_none_or(|until| object.encoded() <= until)
+        };
+        let mut pending = pending.take_while(|(object, _)| is_in_it(object)).peekable();
+        if pending.peek().is_some() {
+            let mut newest: BTreeMap<ObjectKey, Held> = held.into_iter().collect();
+            newest.extend(pending.map(|(object, pending)| (object.clone(), pending.held())));
+            held = newest.into_iter().collect();
         }
-        Ok(stretch)
+        Ok(Stretch { held, nameless, until })
     }
 
     /// The hybrid clock, to be read and adjusted.

@@ -484,15 +484,6 @@ impl Cluster {
             && (!before.has_copy(node)
                 || before.gained[node] != after.gained[node]
                 || before.recorded[node] != after.recorded[node]);
-        if is_new {
-            // What it has from an earlier time as a copy, and neither keeps nor owes now, nobody tells it is dead.
-            for key in 0..KEYS {
-                let is_owed = self.nodes[node].held.hints.iter().any(|hint| hint.key == key);
-                if !is_owed && !self.keeps_held(node, key) {
-                    self.nodes[node].held.records[key] = Record::default();
-                }
-            }
-        }
         // What no other copy has kept is nowhere to be had.
         let is_to_be_had = |copies: usize| {
             after.copies().any(|copy| copy != node && before.has_copy(copy) && before.keeps(copy, copies))
