@@ -29,10 +29,12 @@ use crate::{
     storage::{ObjectKey, Store},
 };
 
-/// Leaves of a tree while it is built, as a power of two; then as many are joined as the number of its keys allows.
+/// Leaves of a tree while it is built at most, as a power of two; then as many are joined as the number of its keys allows.
 const BUILDING_BITS: u8 = 14;
 /// Keys for which a tree has so many.
 const BUILDING_KEYS: u64 = KEYS_PER_LEAF << BUILDING_BITS;
+/// Keys for which a tree has leaves while it is built at least.
+const BUILDING_KEYS_MIN: u64 = KEYS_PER_LEAF << 6;
 
 /// How long a partition waits that could not be read.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
@@ -48,7 +50,7 @@ pub(crate) struct Trees {
     key: [u8; 32],
     partitions: Option<Partitions>,
     /// Of each partition that is built.
-    trees: BTreeMap<PartitionId, OfPartition>,
+    trees: Built,
     /// Partitions that are to have some.
     waiting: BTreeSet<PartitionId>,
     /// Partitions whose trees have become too coarse.
@@ -56,7 +58,17 @@ pub(crate) struct Trees {
     /// Partitions that could not be read, or in which damage was found, and when each is tried again.
     delayed: BTreeMap<PartitionId, Duration>,
     building: Option<Building>,
+    /// How many keys the largest tree had of the partition that was built last: keys are spread evenly.
+    expected: Option<u64>,
     scrub: Scrub,
+}
+
+/// The trees of all partitions, each in the place of its number: every write looks for one.
+#[derive(Default)]
+struct Built {
+    slots: Vec<Option<OfPartition>>,
+    /// How many have some.
+    partitions: usize,
 }
 
 /// A partition that is being scanned.
@@ -67,6 +79,8 @@ struct Building {
     /// The last key that was.
     after: Option<Bytes>,
     trees: OfPartition,
+    /// For how many keys each of them has leaves.
+    keys: u64,
     is_scrub: bool,
     has_begun: bool,
 }
@@ -100,11 +114,12 @@ impl Trees {
         Trees {
             key,
             partitions: None,
-            trees: BTreeMap::new(),
+            trees: Built::default(),
             waiting: BTreeSet::new(),
             coarse: BTreeSet::new(),
             delayed: BTreeMap::new(),
             building: None,
+            expected: None,
             scrub: Scrub {
                 interval: scrub_interval,
                 from: PartitionId(0),
@@ -124,10 +139,10 @@ impl Trees {
         if self.building.as_ref().is_some_and(|building| !copies.contains(&building.partition)) {
             self.building = None;
         }
-        self.trees.retain(|partition, _| copies.contains(partition));
+        self.trees.retain(|partition| copies.contains(&partition));
         let building = self.building.as_ref().map(|building| building.partition);
         let is_new = |partition: &&PartitionId| {
-            let is_known = self.trees.contains_key(*partition) || self.delayed.contains_key(*partition);
+            let is_known = self.trees.of(**partition).is_some() || self.delayed.contains_key(*partition);
             !is_known && building != Some(**partition)
         };
         self.waiting.extend(copies.iter().filter(is_new));
@@ -137,7 +152,7 @@ impl Trees {
     pub(crate) fn replaced(&mut self, object: &ObjectKey, before: Option<&Record>, after: Option<&Record>) {
         let Some(partitions) = self.partitions else { return };
         let partition = object.partition(partitions);
-        let built = self.trees.get_mut(&partition);
+        let built = self.trees.of_mut(partition);
         let building = self.building.as_mut().filter(|building| building.has_passed(partition, object));
         if built.is_none() && building.is_none() {
             return;
@@ -145,7 +160,7 @@ impl Trees {
         let (key, token) = (&self.key, object.token());
         let [before, after] = [before, after].map(|record| record.map(|record| part_of(key, object, record)));
         if let Some(building) = building {
-            change(&mut building.trees, (partitions, BUILDING_KEYS), token, before, after);
+            change(&mut building.trees, (partitions, building.keys), token, before, after);
         }
         if let Some(trees) = built
             && change(trees, (partitions, 0), token, before, after)
@@ -156,7 +171,7 @@ impl Trees {
 
     /// A partition is to be scanned, though nothing speaks against its trees.
     pub(crate) fn refresh(&mut self, partition: PartitionId) {
-        if self.trees.contains_key(&partition) {
+        if self.trees.of(partition).is_some() {
             self.coarse.insert(partition);
         }
     }
@@ -169,7 +184,7 @@ impl Trees {
     /// Nobody knows what the trees of a partition should be: they are built anew.
     pub(crate) fn doubt(&mut self, partition: PartitionId) {
         let is_building = self.building.take_if(|building| building.partition == partition).is_some();
-        if self.trees.remove(&partition).is_some() || is_building {
+        if self.trees.remove(partition) || is_building {
             self.coarse.remove(&partition);
             self.waiting.insert(partition);
         }
@@ -189,19 +204,19 @@ impl Trees {
 
     /// The trees of a partition; none if they are not built.
     pub(crate) fn of(&self, partition: PartitionId) -> Option<&BTreeMap<TreeKind, HashTree>> {
-        self.trees.get(&partition)
+        self.trees.of(partition)
     }
 
     /// How many partitions have their trees, and how many are to have them.
     pub(crate) fn census(&self) -> (usize, usize) {
-        let unbuilt = self.building.as_ref().filter(|building| !self.trees.contains_key(&building.partition));
-        let built = self.trees.len();
+        let unbuilt = self.building.as_ref().filter(|building| self.trees.of(building.partition).is_none());
+        let built = self.trees.partitions;
         (built, built + self.waiting.len() + self.delayed.len() + unbuilt.iter().len())
     }
 
     /// How many bytes of memory their leaves take.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.trees.values().flat_map(BTreeMap::values).map(HashTree::memory_bytes).sum()
+        self.trees.each().flat_map(|(_, trees)| trees.values()).map(HashTree::memory_bytes).sum()
     }
 
     /// When something is to be built or scrubbed next.
@@ -215,7 +230,7 @@ impl Trees {
         let scrub = if self.building.is_some() {
             Some(self.scrub.pause_until)
         } else {
-            self.scrub.next_due(self.trees.len())
+            self.scrub.next_due(self.trees.partitions)
         };
         self.delayed.values().copied().chain(scrub).min()
     }
@@ -234,12 +249,14 @@ impl Trees {
                 Some(partition) => (partition, false),
                 None => (self.scrub.begin(now, &self.trees)?, true),
             };
-            let trees = OfPartition::new();
+            let expected = self.trees.of(partition).map(largest).or(self.expected);
+            let keys = expected.map_or(BUILDING_KEYS, |keys| 2 * keys);
             self.building = Some(Building {
                 partition,
                 keyspaces: keyspaces.collect(),
                 after: None,
-                trees,
+                trees: OfPartition::new(),
+                keys: keys.clamp(BUILDING_KEYS_MIN, BUILDING_KEYS),
                 is_scrub,
                 has_begun: false,
             });
@@ -271,7 +288,7 @@ impl Trees {
         let building = self.building.as_mut().filter(|building| building.partition == partition);
         // If something was damaged the partition is begun anew.
         let (Some(building), Some(partitions)) = (building, self.partitions) else { return };
-        add_all(&mut building.trees, &self.key, partitions, records);
+        add_all(&mut building.trees, &self.key, (partitions, building.keys), records);
         if until.is_none() {
             building.keyspaces.pop();
         }
@@ -290,10 +307,52 @@ impl Trees {
         let Building { partition, trees, .. } = self.building.take()?;
         self.coarse.remove(&partition);
         let full = trees.into_iter().filter(|(_, tree)| !tree.is_empty());
-        let fitted = full.map(|(kind, tree)| (kind, tree.fitted())).collect();
-        let is_wrong = self.trees.get(&partition).is_some_and(|kept| !differing(kept, &fitted).is_empty());
+        let fitted: OfPartition = full.map(|(kind, tree)| (kind, tree.fitted())).collect();
+        self.expected = Some(largest(&fitted));
+        // There were more than expected.
+        if fitted.values().any(is_too_coarse) {
+            self.coarse.insert(partition);
+        }
+        let is_wrong = self.trees.of(partition).is_some_and(|kept| !differing(kept, &fitted).is_empty());
         self.trees.insert(partition, fitted);
         is_wrong.then_some(partition)
+    }
+}
+
+impl Built {
+    fn of(&self, partition: PartitionId) -> Option<&OfPartition> {
+        self.slots.get(usize::from(partition.0))?.as_ref()
+    }
+
+    fn of_mut(&mut self, partition: PartitionId) -> Option<&mut OfPartition> {
+        self.slots.get_mut(usize::from(partition.0))?.as_mut()
+    }
+
+    fn insert(&mut self, partition: PartitionId, trees: OfPartition) {
+        let slot = usize::from(partition.0);
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        self.partitions += usize::from(self.slots[slot].replace(trees).is_none());
+    }
+
+    /// Whether there were any.
+    fn remove(&mut self, partition: PartitionId) -> bool {
+        let slot = self.slots.get_mut(usize::from(partition.0));
+        let was_there = slot.and_then(Option::take).is_some();
+        self.partitions -= usize::from(was_there);
+        was_there
+    }
+
+    fn retain(&mut self, keeps: impl Fn(PartitionId) -> bool) {
+        let gone: Vec<PartitionId> =
+            self.each().map(|(partition, _)| partition).filter(|partition| !keeps(*partition)).collect();
+        gone.into_iter().for_each(|partition| _ = self.remove(partition));
+    }
+
+    /// In ascending order.
+    fn each(&self) -> impl Iterator<Item = (PartitionId, &OfPartition)> + Clone {
+        (0..).zip(&self.slots).filter_map(|(number, trees)| Some((PartitionId(number), trees.as_ref()?)))
     }
 }
 
@@ -321,13 +380,14 @@ impl Scrub {
     }
 
     /// Begins with the next partition if it is due.
-    fn begin(&mut self, now: Duration, trees: &BTreeMap<PartitionId, OfPartition>) -> Option<PartitionId> {
+    fn begin(&mut self, now: Duration, trees: &Built) -> Option<PartitionId> {
         // Whatever was built lately was scanned lately: the first is due when its share of the interval is over.
         self.begun.get_or_insert(now);
-        if self.next_due(trees.len()).is_none_or(|due| due > now) {
+        if self.next_due(trees.partitions).is_none_or(|due| due > now) {
             return None;
         }
-        let next = *trees.range(self.from..).next().or_else(|| trees.first_key_value())?.0;
+        let next = trees.each().map(|(partition, _)| partition);
+        let next = next.clone().find(|partition| *partition >= self.from).or_else(|| next.clone().next())?;
         (self.from, self.begun) = (PartitionId(next.0.saturating_add(1)), Some(now));
         Some(next)
     }
@@ -351,8 +411,7 @@ fn change(
     let mut replace = |kind: TreeKind, was: Option<Element>, is: Option<Element>| {
         let tree = trees.entry(kind).or_insert_with(|| HashTree::new(partitions.bits(), keys));
         tree.replace(token, was, is);
-        // A scan makes none that is finer.
-        is_coarse |= tree.is_coarse() && tree.bits() < BUILDING_BITS;
+        is_coarse |= is_too_coarse(tree);
     };
     if let Some((kind, is)) = after {
         let was = before.take_if(|(was_kind, _)| *was_kind == kind).map(|(_, was)| was);
@@ -364,15 +423,25 @@ fn change(
     is_coarse
 }
 
+/// Whether a tree is to be built anew. A scan makes none that is finer than so.
+fn is_too_coarse(tree: &HashTree) -> bool {
+    tree.is_coarse() && tree.bits() < BUILDING_BITS
+}
+
+/// How many keys the largest of some trees has.
+fn largest(trees: &OfPartition) -> u64 {
+    trees.values().map(HashTree::len).max().unwrap_or(0)
+}
+
 fn add_all<'a>(
     trees: &mut OfPartition,
     key: &[u8; 32],
-    partitions: Partitions,
+    (partitions, keys): (Partitions, u64),
     records: impl Iterator<Item = (&'a ObjectKey, &'a Record)>,
 ) {
     for (object, record) in records {
         let part = part_of(key, object, record);
-        change(trees, (partitions, BUILDING_KEYS), object.token(), None, Some(part));
+        change(trees, (partitions, keys), object.token(), None, Some(part));
     }
 }
 
@@ -439,10 +508,10 @@ impl<S: Store> Local<S> {
         let Some(document) = self.document.clone() else { return Vec::new() };
         let kept = &self.replica.trees;
         let mut wrong = Vec::new();
-        for (partition, trees) in &kept.trees {
-            if let Some(fresh) = self.fresh_trees(&document, *partition) {
+        for (partition, trees) in kept.trees.each() {
+            if let Some(fresh) = self.fresh_trees(&document, partition) {
                 let differing = differing(trees, &fresh).into_iter();
-                wrong.extend(differing.map(|kind| TreeId { kind, partition: *partition }));
+                wrong.extend(differing.map(|kind| TreeId { kind, partition }));
             }
         }
         wrong
@@ -462,7 +531,8 @@ impl<S: Store> Local<S> {
                     Held::Damaged | Held::Unreadable => return None,
                 }
             }
-            add_all(&mut fresh, self.replica.trees.key(), document.partitions, records.into_iter());
+            let key = self.replica.trees.key();
+            add_all(&mut fresh, key, (document.partitions, BUILDING_KEYS), records.into_iter());
         }
         Some(fresh)
     }
