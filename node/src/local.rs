@@ -447,12 +447,12 @@ impl<S: Store> Local<S> {
     }
 
     /// Whether this process may date writes of a partition: some other copy has told it the floor, which its store may have
-    /// forgotten; and if this copy is not whole, another has under this document. While this node was no copy the others
-    /// exchanged without waiting for it, and its clock may be behind what they count on.
+    /// forgotten; and if this copy is new, another has since. While this node was no copy the others exchanged without
+    /// waiting for it, and its clock may be behind what they count on.
     pub(crate) fn may_mint(&self, partition: PartitionId) -> bool {
         let sharers = self.sharers.get(&partition).map_or(&[][..], Vec::as_slice);
-        let is_told = self.copies.is_whole(partition) || self.watermarks.has_heard(partition);
-        sharers.is_empty() || (is_told && sharers.iter().any(|node| self.peers.was_greeted(*node)))
+        let is_greeted = || sharers.iter().any(|node| self.peers.was_greeted(*node));
+        sharers.is_empty() || (!self.watermarks.is_untold(partition) && is_greeted())
     }
 
     /// Whether this node's copy may be believed by a request of these copies: it is whole for them, and since this

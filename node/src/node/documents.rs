@@ -95,12 +95,18 @@ impl<S: Store> Node<S> {
         let went_back = local.counters.store_went_back > 0;
         let grown = local.grown(&document);
         let went_back = went_back || !local.watermarks.is_complete();
+        let is_new = |(partition, gained): &(&PartitionId, &Epoch)| {
+            !is_first && (recorded != was_recorded || local.copies.gained(**partition) != Some(**gained))
+        };
+        let new: Vec<PartitionId> =
+            shares.gains.iter().filter(is_new).map(|(partition, _)| *partition).collect();
         local.copies.adopt(shares.gains, |partition, gained| {
             let was_whole = |recorded: Epoch| recovered.was_whole(partition, (store, recorded), gained);
             is_first && !went_back && recorded.is_some_and(was_whole)
         });
         local.sharers = shares.sharers;
         local.watermarks.follow(&local.sharers);
+        new.into_iter().for_each(|partition| local.watermarks.is_new(partition));
         local.replica.prunable.keep(|partition| local.copies.gained(partition).is_some());
         local.replica.trees.follow(document.partitions, local.copies.partitions());
         local.peers.keep(|node| document.members.contains_key(&node));

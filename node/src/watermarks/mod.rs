@@ -70,6 +70,8 @@ struct Partition {
     closed: Counter,
     /// The other copies.
     sharers: BTreeMap<NodeId, Sharer>,
+    /// Whether the copy is new, and no other has said yet where it stands.
+    is_untold: bool,
 }
 
 /// Another copy.
@@ -79,8 +81,6 @@ struct Sharer {
     promise: Promise,
     /// The time of filling that it was in; 0 if it was whole.
     filling: u64,
-    /// Whether it has said where it stands under the present document.
-    is_heard: bool,
     /// Up to where exchanges with it count.
     credit: Counter,
 }
@@ -147,8 +147,7 @@ impl Watermarks {
             let copy = self.partitions.entry(*partition).or_default();
             copy.sharers.retain(|node, _| nodes.contains(node));
             for node in nodes {
-                let sharer = copy.sharers.entry(*node).or_default();
-                (sharer.credit, sharer.is_heard) = (Counter::ZERO, false);
+                copy.sharers.entry(*node).or_default().credit = Counter::ZERO;
             }
         }
     }
@@ -300,14 +299,20 @@ impl Watermarks {
             sharer.floor = run.floor;
             sharer.promise = Promise { at: run.promise, epoch: run.promise_epoch };
             sharer.filling = run.filling;
-            sharer.is_heard = true;
+            copy.is_untold = false;
         }
     }
 
-    /// Whether another copy has said under the present document where it stands.
-    pub(crate) fn has_heard(&self, partition: PartitionId) -> bool {
-        let copy = self.partitions.get(&partition);
-        copy.is_some_and(|copy| copy.sharers.values().any(|sharer| sharer.is_heard))
+    /// The copy is new under the present document: the others have exchanged without waiting for it.
+    pub(crate) fn is_new(&mut self, partition: PartitionId) {
+        if let Some(copy) = self.partitions.get_mut(&partition) {
+            copy.is_untold = true;
+        }
+    }
+
+    /// Whether the copy is new, and no other has said since where it stands.
+    pub(crate) fn is_untold(&self, partition: PartitionId) -> bool {
+        self.partitions.get(&partition).is_some_and(|copy| copy.is_untold)
     }
 
     /// Another node has no copy that counts.
@@ -521,15 +526,17 @@ mod tests {
     }
 
     #[test]
-    fn under_a_new_document_nothing_has_been_heard() {
+    fn a_new_copy_waits_until_another_has_said_where_it_stands() {
         let mut watermarks = exchanged();
-        assert!(watermarks.has_heard(P) && !watermarks.has_heard(PartitionId(4)));
         watermarks.follow(&BTreeMap::from([(P, OTHERS.to_vec())]));
-        assert!(!watermarks.has_heard(P));
+        assert!(!watermarks.is_untold(P), "it was one before");
         watermarks.make_promise(P, Epoch(2));
-        assert_eq!(watermarks.promise(P).at, Counter::ZERO, "nor do exchanges count");
+        assert_eq!(watermarks.promise(P).at, Counter::ZERO, "but no exchange of before counts");
+        watermarks.is_new(P);
+        watermarks.hear(P, NodeId(9), &run(100));
+        assert!(watermarks.is_untold(P), "that one has no copy");
         watermarks.hear(P, OTHERS[1], &run(100));
-        assert!(watermarks.has_heard(P));
+        assert!(!watermarks.is_untold(P));
     }
 
     #[test]
