@@ -345,14 +345,18 @@ impl Built {
     }
 
     fn retain(&mut self, keeps: impl Fn(PartitionId) -> bool) {
-        let gone: Vec<PartitionId> =
-            self.each().map(|(partition, _)| partition).filter(|partition| !keeps(*partition)).collect();
-        gone.into_iter().for_each(|partition| _ = self.remove(partition));
+        for (number, slot) in (0..=u16::MAX).zip(&mut self.slots) {
+            if !keeps(PartitionId(number)) {
+                self.partitions -= usize::from(slot.take().is_some());
+            }
+        }
     }
 
     /// In ascending order.
-    fn each(&self) -> impl Iterator<Item = (PartitionId, &OfPartition)> + Clone {
-        (0..).zip(&self.slots).filter_map(|(number, trees)| Some((PartitionId(number), trees.as_ref()?)))
+    fn each(&self) -> impl Iterator<Item = (PartitionId, &OfPartition)> {
+        (0..=u16::MAX)
+            .zip(&self.slots)
+            .filter_map(|(number, trees)| Some((PartitionId(number), trees.as_ref()?)))
     }
 }
 
@@ -386,8 +390,8 @@ impl Scrub {
         if self.next_due(trees.partitions).is_none_or(|due| due > now) {
             return None;
         }
-        let next = trees.each().map(|(partition, _)| partition);
-        let next = next.clone().find(|partition| *partition >= self.from).or_else(|| next.clone().next())?;
+        let from = trees.each().find(|(partition, _)| *partition >= self.from);
+        let (next, _) = from.or_else(|| trees.each().next())?;
         (self.from, self.begun) = (PartitionId(next.0.saturating_add(1)), Some(now));
         Some(next)
     }
@@ -535,5 +539,25 @@ impl<S: Store> Local<S> {
             add_all(&mut fresh, key, (document.partitions, BUILDING_KEYS), records.into_iter());
         }
         Some(fresh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_the_most_partitions_has_its_place() {
+        let (first, last) = (PartitionId(0), PartitionId(u16::MAX));
+        let mut built = Built::default();
+        built.insert(last, OfPartition::new());
+        built.insert(first, OfPartition::new());
+        built.insert(last, OfPartition::new());
+        assert_eq!(built.each().map(|(partition, _)| partition).collect::<Vec<_>>(), [first, last]);
+        assert_eq!(built.partitions, 2);
+        built.retain(|partition| partition == last);
+        assert!(built.partitions == 1 && built.of(first).is_none() && built.of_mut(last).is_some());
+        assert!(built.remove(last) && !built.remove(last));
+        assert_eq!(built.partitions, 0);
     }
 }
