@@ -213,8 +213,8 @@ impl<S: Store> Local<S> {
         let copies = held?.copies();
         let keyspace = object.keyspace();
         // A whole copy, too, need not know what is dead of a record that it keeps only since more copies were asked for.
-        let is_to_learn = !self.copies.is_whole(partition)
-            || !(copies.is_even() || self.is_first_keeper(self.node, keyspace, partition, copies));
+        let is_to_learn =
+            !self.copies.is_whole(partition) || !self.has_kept_from_first(keyspace, partition, copies);
         let is_to_be_believed = self.is_first_keeper(from, keyspace, partition, copies)
             || self.planted == Some(PlantedBug::LatecomerBelieved);
         if !is_to_learn || !is_to_be_believed {
@@ -236,6 +236,11 @@ impl<S: Store> Local<S> {
         let first =
             document.and_then(|document| Owners::first_keepers(document, keyspace, partition, copies));
         first.is_some_and(|first| first.contains(node))
+    }
+
+    /// Whether this node, which keeps a record, has kept it since its first write.
+    fn has_kept_from_first(&self, keyspace: KeyspaceId, partition: PartitionId, copies: CopyCount) -> bool {
+        copies.is_even() || self.is_first_keeper(self.node, keyspace, partition, copies)
     }
 
     /// Whether what this copy has never heard of a record is dead, up to its watermark.
@@ -329,7 +334,7 @@ impl<S: Store> Local<S> {
         partition: PartitionId,
         copies: CopyCount,
     ) -> Counter {
-        if copies.is_even() || self.is_first_keeper(self.node, keyspace, partition, copies) {
+        if self.has_kept_from_first(keyspace, partition, copies) {
             self.under(partition)
         } else {
             Counter::ZERO

@@ -428,7 +428,8 @@ impl<S: Store> Local<S> {
         let is_kept =
             record.as_ref().is_none_or(|held| self.keeps(object.keyspace(), partition, held.copies()));
         let under = match &record {
-            Some(held) => self.under_of(object, partition, held),
+            Some(held) if is_kept => self.under_kept(object.keyspace(), partition, held.copies()),
+            Some(_) => Counter::ZERO,
             None => self.under(partition),
         };
         // What is only held in place of others is above the watermark, or was handed over.

@@ -32,6 +32,13 @@ pub(crate) struct Located {
     pub(crate) durability: Durability,
 }
 
+impl Located {
+    /// For how many copies the request asks.
+    pub(crate) fn copies(&self) -> CopyCount {
+        self.n.map_or(CopyCount::DEFAULT, CopyCount::explicit)
+    }
+}
+
 /// A write that has only to be minted.
 #[derive(Clone, Debug)]
 pub(crate) struct WritePlan {

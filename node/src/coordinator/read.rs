@@ -10,7 +10,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use antientropy::version::{CopyCount, Counter, Dot, Record, VersionDigest};
+use antientropy::version::{Counter, Dot, Record, VersionDigest};
 use client::{
     Freshness, GetError, GetReply, Level, Operation, ReadRepair, Refusal, Reply, ReturnedValue, Version,
 };
@@ -581,7 +581,7 @@ impl ReadOperation {
         let is_blocking = self.repair == ReadRepair::Blocking
             && local.planted != Some(PlantedBug::BlockingReadWithoutWriteBack);
         // As many are to hold it as are asked for, and whoever is to hold it keeps it.
-        let wanted = self.located.n.map_or(CopyCount::DEFAULT, CopyCount::explicit);
+        let wanted = self.located.copies();
         if let Some(result) = result.as_mut().filter(|_| is_blocking)
             && !result.copies().includes(wanted)
         {

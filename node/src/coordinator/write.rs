@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use antientropy::version::{CopyCount, Counter, Dot, Record, UnixMillis};
+use antientropy::version::{Counter, Dot, Record};
 use client::{DoubtCause, Operation, Refusal, Reply, Version, WriteError, WriteReply};
 use smallvec::{SmallVec, smallvec};
 
@@ -79,7 +79,7 @@ impl WriteOperation {
             Err(Unheld::Damaged) => None,
             Err(Unheld::Unreadable) => return Err(Refusal::NotReady),
         };
-        let copies = plan.located.n.map_or(CopyCount::DEFAULT, CopyCount::explicit);
+        let copies = plan.located.copies();
         let copies = held.as_ref().map_or(copies, |held| held.copies().raised(copies));
         let is_kept = local.keeps(object.keyspace(), *partition, copies);
         // What a whole copy has forgotten nobody has any more, if it keeps all records, however few copies they have.
@@ -123,8 +123,13 @@ impl WriteOperation {
         let object = plan.located.object.clone();
         let keepers = keepers(local, &plan.located, &record);
         let under = local.under_of(&object, plan.located.partition, &record);
-        let of_actor = record.live(UnixMillis(0)).into_iter().filter(|(live, _)| live.actor == dot.actor);
-        let lowest = of_actor.map(|(live, _)| live.counter).fold(dot.counter, Counter::min);
+        let lowest = match &*record {
+            Record::Siblings(set) => {
+                let of_actor = set.values().filter(|(live, _)| live.actor == dot.actor);
+                of_actor.map(|(live, _)| live.counter).fold(dot.counter, Counter::min)
+            }
+            Record::Lww(_) => dot.counter,
+        };
         if local.planted == Some(PlantedBug::CountedBeyondN) {
             plan.tally = plan.tally.widened(&keepers);
         }

@@ -171,21 +171,17 @@ impl ExchangeOperation {
             return false;
         }
         let standing = standing.filter(|standing| standing.len() == self.shared.len() as u64);
-        match (standing, &self.theirs) {
-            (Some(standing), None) if question == FIRST => {
-                local.hear_standing(self.peer, &self.shared, &standing);
-                self.theirs = Some(standing);
-            }
-            (None, _) if question == FIRST => return false,
-            (Some(standing), Some(before)) => {
-                for ((partition, now), before) in self.shared.iter().zip(standing.each()).zip(before.each()) {
-                    if now.filling != 0 && now.filling != before.filling {
-                        local.watermarks.hear_filling(*partition, self.peer, now.filling);
-                        self.lost.insert(*partition);
-                    }
+        if question == FIRST {
+            let Some(standing) = standing else { return false };
+            local.hear_standing(self.peer, &self.shared, &standing);
+            self.theirs = Some(standing);
+        } else if let (Some(now), Some(before)) = (standing, &self.theirs) {
+            for ((partition, now), before) in self.shared.iter().zip(now.each()).zip(before.each()) {
+                if now.filling != 0 && now.filling != before.filling {
+                    local.watermarks.hear_filling(*partition, self.peer, now.filling);
+                    self.lost.insert(*partition);
                 }
             }
-            _ => {}
         }
         let Some(answer) = answer else {
             (self.is_behind, self.was_put_off) = (question == FIRST, true);

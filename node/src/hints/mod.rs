@@ -582,10 +582,12 @@ impl HintOperation {
         // that, it was handed over, and then this node's disk went back in time: some of it may be dead.
         let is_vouched = owed.counter > local.watermarks.of(partition);
         let is_kept = local.keeps(object.keyspace(), partition, record.copies());
-        let under = if owed.is_counted && is_vouched && !is_kept {
+        let under = if is_kept {
+            local.under_kept(object.keyspace(), partition, record.copies())
+        } else if owed.is_counted && is_vouched {
             local.under(partition)
         } else {
-            local.under_of(&object, partition, &record)
+            Counter::ZERO
         };
         local.send(target, Message::Merge { tag, object: object.clone(), record, under, durability, path });
         Ok(Some(HintOperation { operation, target, object, owed, bytes, timer, fate: Fate::Owed }))

@@ -106,7 +106,7 @@ impl<S: Store> Node<S> {
         });
         local.sharers = shares.sharers;
         local.watermarks.follow(&local.sharers);
-        new.into_iter().for_each(|partition| local.watermarks.is_new(partition));
+        new.into_iter().for_each(|partition| local.watermarks.is_to_be_told(partition));
         local.replica.prunable.keep(|partition| local.copies.gained(partition).is_some());
         local.replica.trees.follow(document.partitions, local.copies.partitions());
         local.peers.keep(|node| document.members.contains_key(&node));

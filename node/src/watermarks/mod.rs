@@ -303,8 +303,9 @@ impl Watermarks {
         }
     }
 
-    /// The copy is new under the present document: the others have exchanged without waiting for it.
-    pub(crate) fn is_new(&mut self, partition: PartitionId) {
+    /// The copy is new under the present document: the others have exchanged without waiting for it, and one has to say where it
+    /// stands.
+    pub(crate) fn is_to_be_told(&mut self, partition: PartitionId) {
         if let Some(copy) = self.partitions.get_mut(&partition) {
             copy.is_untold = true;
         }
@@ -532,7 +533,7 @@ mod tests {
         assert!(!watermarks.is_untold(P), "it was one before");
         watermarks.make_promise(P, Epoch(2));
         assert_eq!(watermarks.promise(P).at, Counter::ZERO, "but no exchange of before counts");
-        watermarks.is_new(P);
+        watermarks.is_to_be_told(P);
         watermarks.hear(P, NodeId(9), &run(100));
         assert!(watermarks.is_untold(P), "that one has no copy");
         watermarks.hear(P, OTHERS[1], &run(100));
