@@ -158,6 +158,8 @@ pub struct Counters {
     /// Times that a peer was met whose document is of the same epoch and another one: two clusters under one id, or a
     /// bug. Nothing of such a peer is taken.
     pub documents_conflicting: u64,
+    /// Stored documents that could not be read for so long that a peer's was taken in their place, which may be older.
+    pub documents_given_up: u64,
     /// Times that a founder was met that is configured otherwise.
     pub configurations_differing: u64,
     /// Formations that were proposed to this founder and not accepted.

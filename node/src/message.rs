@@ -63,6 +63,8 @@ pub struct Header {
 pub enum Message {
     /// The first thing that a process says to a peer; repeated until it is answered.
     Hello {
+        /// Which of the process's greetings it is.
+        number: u64,
         /// The cluster it belongs to, once it knows.
         cluster: Option<ClusterId>,
         /// Where its store recovered to when it was opened, and what of that the receiver has not confirmed.
@@ -76,6 +78,8 @@ pub enum Message {
     Welcome {
         /// The process that is welcomed.
         start: StartId,
+        /// The greeting that is answered: what later ones say may be lost.
+        number: u64,
         /// How far the sender had seen the store come that has recovered to less since: it went back in time, and
         /// something that was acknowledged is lost. None if the sender knows of nothing that is missing.
         went_back_from: Option<Sequence>,

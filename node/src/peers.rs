@@ -74,6 +74,8 @@ pub(crate) struct Peers {
     wall_base_ms: Option<i64>,
     /// Whether any batch of this process is synced. Until then each of them says that this process was.
     is_present_saved: bool,
+    /// Greetings that this process has sent.
+    greetings: u64,
 }
 
 /// What is remembered of a peer over restarts.
@@ -120,10 +122,10 @@ struct Peer {
     ever_greeted: bool,
     /// Hellos without an answer.
     unanswered: u32,
-    /// Whether it is to be greeted at once, because there is news in the header.
+    /// Whether it is to be greeted at once, because there is news.
     has_news: bool,
-    /// Whether it has not welcomed this process since there was news: what it was told may be lost.
-    is_untold: bool,
+    /// The first greeting that told it the latest news, until it or a later one is welcomed: it may be lost.
+    untold: Option<u64>,
     /// When to greet or probe it next.
     next_greeting: Duration,
     /// When it was last heard.
@@ -182,6 +184,7 @@ impl Peers {
             unsaved: true,
             wall_base_ms: None,
             is_present_saved: false,
+            greetings: 0,
         };
         for (node, mut memory) in memories {
             let mut unconfirmed =
@@ -270,13 +273,14 @@ impl Peers {
         self.peers.get(&node).and_then(|peer| peer.epoch).unwrap_or(Epoch(0))
     }
 
-    /// A welcome arrived: the peer knows this process, and has said what it thinks of its recovery.
-    pub(crate) fn welcome(&mut self, from: NodeId) {
+    /// A welcome to the greeting of this number arrived: the peer knows this process, has said what it thinks of its
+    /// recovery, and has heard what that greeting said.
+    pub(crate) fn welcome(&mut self, from: NodeId, number: u64) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.greeted = true;
         peer.ever_greeted = true;
         peer.unanswered = 0;
-        peer.is_untold &= peer.has_news;
+        peer.untold = peer.untold.filter(|told| number < *told);
         self.unsaved |= peer.memory.unconfirmed.take().is_some();
     }
 
@@ -491,10 +495,11 @@ impl Peers {
         Some(if low.saturating_abs() <= high.saturating_abs() { *low } else { *high }.saturating_neg())
     }
 
-    /// Every peer is to be greeted at the next occasion: there is news in the header.
+    /// Every peer is to be greeted at the next occasion, and until it has heard: there is news.
     pub(crate) fn greet_all_soon(&mut self) {
         for peer in self.peers.values_mut() {
-            (peer.has_news, peer.is_untold) = (true, true);
+            peer.has_news = true;
+            peer.untold = Some(self.greetings + 1);
         }
     }
 
@@ -506,14 +511,15 @@ impl Peers {
         }
     }
 
-    /// The peers to be greeted now, and what to tell each of where this node's store recovered to; each is due again
-    /// after its interval.
-    pub(crate) fn due(&mut self, now: Now, settings: &Settings) -> Vec<(NodeId, Recovery)> {
+    /// The peers to be greeted now, each with the greeting's number and with what to tell it of where this node's store
+    /// recovered to; each is due again after its interval.
+    pub(crate) fn due(&mut self, now: Now, settings: &Settings) -> Vec<(NodeId, u64, Recovery)> {
         let mut due = Vec::new();
         for (node, peer) in &mut self.peers {
             let is_due = peer.wants_greeting(now, settings) && peer.next_greeting <= now.monotonic;
             if is_due || std::mem::take(&mut peer.has_news) {
-                due.push((*node, peer.memory.recovery(self.recovered)));
+                self.greetings += 1;
+                due.push((*node, self.greetings, peer.memory.recovery(self.recovered)));
                 let doubled = settings.greeting_interval.saturating_mul(1 << peer.unanswered.min(16));
                 peer.next_greeting = now.monotonic + doubled.min(settings.greeting_interval_max);
                 peer.unanswered += 1;
@@ -527,7 +533,7 @@ impl Peers {
         let when = |peer: &Peer| {
             let quiet = peer.last_heard + settings.gossip_interval;
             let wanted = match peer.waiting_since {
-                _ if !peer.greeted || peer.is_untold => Duration::ZERO,
+                _ if !peer.greeted || peer.untold.is_some() => Duration::ZERO,
                 Some(since) => quiet.min(since + LATE),
                 None => quiet,
             };
@@ -605,7 +611,7 @@ impl Peer {
     }
 
     fn wants_greeting(&self, now: Now, settings: &Settings) -> bool {
-        !self.greeted || self.is_untold || self.is_late(now) || self.is_quiet(now, settings)
+        !self.greeted || self.untold.is_some() || self.is_late(now) || self.is_quiet(now, settings)
     }
 
     /// Nothing has been heard of it for so long that one of the two may have missed an epoch.
@@ -708,7 +714,7 @@ mod tests {
         let first = Peers::new(StartId(1), [PEER], Vec::new(), Sequence(4));
         let mut second = Peers::new(StartId(2), [], memories(&first), Sequence(24));
         let told = Recovery { recovered: Sequence(24), lowest: Sequence(4), unconfirmed: vec![StartId(1)] };
-        assert_eq!(second.due(at(0), &settings), [(PEER, told.clone())]);
+        assert_eq!(second.due(at(0), &settings), [(PEER, 1, told.clone())]);
 
         let mut peer = peers(&[PEER]);
         peer.hello(PEER, StartId(0), STORE, &recovered(0));
@@ -720,9 +726,9 @@ mod tests {
             "it has overtaken the nine since, and lost them"
         );
 
-        second.welcome(PEER);
+        second.welcome(PEER, 1);
         let mut third = Peers::new(StartId(3), [], memories(&second), Sequence(30));
-        assert_eq!(third.due(at(0), &settings), [(PEER, recovered(30))]);
+        assert_eq!(third.due(at(0), &settings), [(PEER, 1, recovered(30))]);
     }
 
     #[test]
@@ -816,10 +822,13 @@ mod tests {
         let settings = Settings::new(ContextKey::new([0; 32]));
         let mut peers = peers(&[PEER]);
         peers.hello(PEER, StartId(1), STORE, &recovered(0));
-        peers.welcome(PEER);
+        peers.welcome(PEER, 0);
         peers.asked(at(10), PEER);
         assert!(peers.due(at(200), &settings).is_empty());
-        assert_eq!(peers.due(at(260), &settings), [(PEER, Recovery { lowest: Sequence(0), ..recovered(0) })]);
+        assert_eq!(
+            peers.due(at(260), &settings),
+            [(PEER, 1, Recovery { lowest: Sequence(0), ..recovered(0) })]
+        );
         assert!(peers.is_up(at(1500), PEER, &settings));
         assert!(!peers.is_up(at(1510), PEER, &settings));
         peers.heard(at(1520), PEER, STORE, Sequence(0), (UnixMillis(0), Counter::ZERO));
@@ -831,7 +840,7 @@ mod tests {
         let settings = Settings::new(ContextKey::new([0; 32]));
         let mut peers = peers(&[PEER]);
         peers.hello(PEER, StartId(1), STORE, &recovered(0));
-        peers.welcome(PEER);
+        peers.welcome(PEER, 0);
         assert!(peers.found(PEER, true) && !peers.found(PEER, true));
         assert!(!peers.is_up(at(10), PEER, &settings) && !peers.is_down(at(10), PEER, &settings));
         peers.heard(at(20), PEER, STORE, Sequence(0), (UnixMillis(0), Counter::ZERO));

@@ -14,7 +14,7 @@ use crate::{
     copies::Mark,
     message::StartId,
     peers::{PeerMemory, Unconfirmed},
-    storage::{Sequence, Store, Table, open_stored, seal_stored},
+    storage::{ReadError, Sequence, Store, Table, open_stored, seal_stored},
 };
 
 /// Where the cluster document is stored.
@@ -26,26 +26,24 @@ const CLEAN: &[u8] = b"clean";
 /// Facts read at a time.
 const FACTS_AT_ONCE: usize = 4096;
 
-/// What was read back.
+/// What was read back, besides the document.
 pub(crate) struct Recovered {
-    pub(crate) document: Option<Arc<ClusterDocument>>,
     pub(crate) marks: BTreeMap<PartitionId, Mark>,
     pub(crate) peers: Vec<(NodeId, PeerMemory)>,
     pub(crate) clean: Option<StartId>,
 }
 
 impl Recovered {
-    /// Reads everything.
+    /// Reads it.
     pub(crate) fn read<S: Store>(store: &S) -> Recovered {
         let get = |key: &[u8]| {
             let stored = store.get(Table::Meta, key).ok().flatten()?;
             open_stored(key, &stored).ok()
         };
-        let document = read_document(store).map(Arc::new);
         let peers = get(PEERS).map(decode_peers).unwrap_or_default();
         let clean = get(CLEAN).filter(|payload| payload.len() == 8);
         let clean = clean.map(|mut payload| StartId(payload.get_u64()));
-        Recovered { document, marks: read_marks(store), peers, clean }
+        Recovered { marks: read_marks(store), peers, clean }
     }
 
     /// Whether a copy was whole when the store was last written to, and nothing that it acknowledged from memory
@@ -64,11 +62,18 @@ impl Recovered {
 }
 
 /// The cluster document that a store holds, as far as it is committed; none if it holds none that can be trusted.
-pub fn read_document(store: &impl Store) -> Option<ClusterDocument> {
-    let stored = store.get(Table::Meta, DOCUMENT).ok().flatten()?;
-    let payload = open_stored(DOCUMENT, &stored).ok()?;
-    let document: ClusterDocument = postcard::from_bytes(&payload).ok()?;
-    document.validate().is_ok().then_some(document)
+pub fn read_document(store: &impl Store) -> Option<Arc<ClusterDocument>> {
+    read_document_or_fail(store).ok().flatten()
+}
+
+/// As [`read_document`]; an error if the store could not be read, and may be later.
+pub(crate) fn read_document_or_fail(store: &impl Store) -> Result<Option<Arc<ClusterDocument>>, ReadError> {
+    let decode = |stored: Bytes| {
+        let payload = open_stored(DOCUMENT, &stored).ok()?;
+        let document: ClusterDocument = postcard::from_bytes(&payload).ok()?;
+        document.validate().is_ok().then(|| Arc::new(document))
+    };
+    Ok(store.get(Table::Meta, DOCUMENT)?.and_then(decode))
 }
 
 /// The marks of all copies.

@@ -39,6 +39,8 @@ const WORKERS: u64 = 64;
 const RATE: u32 = 400;
 /// Fewer keys are no measurement.
 const KEYS_MEASURED: u64 = 100_000;
+/// How often the nodes are looked at, with the load and before: looking costs them time, too.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 fn key(number: u64) -> String {
     format!("key-{number:012}")
@@ -177,7 +179,22 @@ async fn is_formed(client: &Client, nodes: &[u32]) -> bool {
     true
 }
 
-/// Waits until these nodes have compared with one that has come back, and all copies are whole. How long it took.
+/// Whether these nodes have compared since then with one that has come back, and all copies are whole.
+async fn are_in_sync(
+    running: &Running,
+    client: &Client,
+    others: &[u32],
+    away: u32,
+    returned: Instant,
+) -> bool {
+    let name = format!("quorate_antientropy_in_sync_age_seconds{{peer=\"{away}\"}}");
+    let since = returned.elapsed().as_secs_f64();
+    let is_in_sync = |node: &u32| running.metric(*node, &name).is_some_and(|age| age < since);
+    let all: Vec<u32> = others.iter().copied().chain([away]).collect();
+    others.iter().all(is_in_sync) && is_formed(client, &all).await
+}
+
+/// Waits until they are. How long it took since the node has come back.
 async fn in_sync(
     running: &Running,
     client: &Client,
@@ -185,15 +202,22 @@ async fn in_sync(
     away: u32,
     returned: Instant,
 ) -> Duration {
-    let name = format!("quorate_antientropy_in_sync_age_seconds{{peer=\"{away}\"}}");
-    let all: Vec<u32> = others.iter().copied().chain([away]).collect();
-    eventually("all are in sync with it", Duration::from_secs(300), || async {
-        let since = returned.elapsed().as_secs_f64();
-        let is_in_sync = |node: &u32| running.metric(*node, &name).is_some_and(|age| age < since);
-        others.iter().all(is_in_sync) && is_formed(client, &all).await
-    })
-    .await;
+    while !are_in_sync(running, client, others, away, returned).await {
+        assert!(returned.elapsed() < Duration::from_secs(300), "all are in sync with it");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     returned.elapsed()
+}
+
+/// What the load is like while nothing is repaired, in the eyes of one who looks at the nodes as often as later.
+async fn calm(running: &Running, client: &Client, keys: u64, others: &[u32]) -> Duration {
+    let load = Load::begin(running.client_config());
+    let (began, time) = (Instant::now(), Duration::from_secs(if keys < KEYS_MEASURED { 2 } else { 10 }));
+    while began.elapsed() < time {
+        are_in_sync(running, client, others, AWAY, began).await;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    p99(load.end().into_iter().map(|(_, taken)| taken))
 }
 
 /// Reads every key from all its replicas: they agree, and nothing has come back.
@@ -263,8 +287,9 @@ async fn come_back(is_wiped: bool) {
 
     // All of that is synced by then.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    running.kill(AWAY);
     let others: Vec<u32> = (1..=NODES).filter(|node| *node != AWAY).collect();
+    let calm_with_all = calm(&running, &client, keys, &others).await;
+    running.kill(AWAY);
     let writer = keyspace.clone();
     each(0..deleted, move |number| {
         let keyspace = writer.clone();
@@ -284,10 +309,8 @@ async fn come_back(is_wiped: bool) {
         std::fs::remove_dir_all(running.options.node_directory(AWAY).join("data")).unwrap();
     }
 
-    // A steady load before and during.
+    let calm_without = calm(&running, &client, keys, &others).await;
     let load = Load::begin(running.client_config());
-    // What it is like before.
-    tokio::time::sleep(Duration::from_secs(if keys < KEYS_MEASURED { 2 } else { 10 })).await;
     let before = Cost::of(&running);
     let returned = Instant::now();
     let process = ByHand::run(&running.options.node_config(AWAY));
@@ -301,7 +324,6 @@ async fn come_back(is_wiped: bool) {
     let converged = in_sync(&running, &client, &others, AWAY, returned).await;
     let taken = load.end();
     let cost = Cost::of(&running).since(before);
-    let calm = p99(taken.iter().filter(|(began, _)| *began < returned).map(|(_, taken)| *taken));
     let during = p99(taken.iter().filter(|(began, _)| *began >= returned).map(|(_, taken)| *taken));
     let second = |second: u64| {
         let within = |began: Instant| began >= returned && (began - returned).as_secs() == second;
@@ -313,8 +335,8 @@ async fn come_back(is_wiped: bool) {
     let bound = cost.payload + 16.0 * cost.differences;
     eprintln!(
         "{keys} keys, {}: in sync {converged:.1?} after the start; {} objects, {:.0} a second; {:.2} MB of payload and \
-         {:.2} MB to find {} differences, {:.2} of the bound; p99 of {RATE} requests a second {calm:.1?} before and \
-         {during:.1?} meanwhile",
+         {:.2} MB to find {} differences, {:.2} of the bound; p99 of {RATE} requests a second {calm_with_all:.1?} \
+         while all were well, {calm_without:.1?} without the node and {during:.1?} meanwhile",
         if is_wiped { "wiped" } else { "away" },
         cost.objects,
         cost.objects / converged.as_secs_f64(),

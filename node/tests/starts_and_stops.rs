@@ -119,6 +119,7 @@ impl Driver {
     /// The peer says hello, so that it is listened to.
     fn hear_hello(&mut self) {
         self.hear(Message::Hello {
+            number: 1,
             cluster: None,
             recovery: Recovery::default(),
             voter: Some(VoterId(2)),
@@ -139,16 +140,24 @@ impl Driver {
         answer.expect("a read is answered")
     }
 
-    /// The name of the node's present process, from its hello.
-    fn start_id(&mut self) -> StartId {
+    /// The name of the node's present process and the number of its last greeting to the peer.
+    fn greeting(&mut self) -> (StartId, u64) {
         let (_, sent) = self.outputs();
-        let hello = sent.iter().find(|(_, envelope)| matches!(envelope.message, Message::Hello { .. }));
-        hello.expect("a node greets its peers").1.header.start
+        let hello = sent.iter().rev().find_map(|(to, envelope)| match envelope.message {
+            Message::Hello { number, .. } if *to == PEER => Some((envelope.header.start, number)),
+            _ => None,
+        });
+        hello.expect("a node greets its peer")
     }
 
     fn is_told_that_its_store_went_back(&mut self) {
-        let start = self.start_id();
-        self.hear(Message::Welcome { start, went_back_from: Some(Sequence(99)), floor: Counter::ZERO });
+        let (start, number) = self.greeting();
+        self.hear(Message::Welcome {
+            start,
+            number,
+            went_back_from: Some(Sequence(99)),
+            floor: Counter::ZERO,
+        });
     }
 }
 
@@ -176,10 +185,11 @@ fn news_that_a_store_went_back_is_taken_from_a_peer_that_has_not_said_hello() {
 fn a_welcome_of_an_earlier_process_is_not_taken() {
     let mut driver = Driver::formed();
     driver.restart();
-    let earlier = driver.start_id();
+    let (earlier, number) = driver.greeting();
     driver.restart();
     driver.hear(Message::Welcome {
         start: earlier,
+        number,
         went_back_from: Some(Sequence(99)),
         floor: Counter::ZERO,
     });
@@ -191,8 +201,13 @@ fn a_welcome_of_an_earlier_process_is_not_taken() {
 fn news_that_no_store_can_have_given_rise_to_is_not_taken() {
     let mut driver = Driver::formed();
     driver.restart();
-    let start = driver.start_id();
-    driver.hear(Message::Welcome { start, went_back_from: Some(Sequence(u64::MAX)), floor: Counter::ZERO });
+    let (start, number) = driver.greeting();
+    driver.hear(Message::Welcome {
+        start,
+        number,
+        went_back_from: Some(Sequence(u64::MAX)),
+        floor: Counter::ZERO,
+    });
     assert!(driver.node.copy_is_whole(PARTITION), "it says nothing about this store");
     assert_eq!(driver.node.counters().messages_ignored, 1);
     driver.node.handle(driver.now, Input::Document(Arc::new(document().successor())));
@@ -268,8 +283,8 @@ fn a_stand_in_acknowledges_only_with_the_record_that_its_hint_is_about() {
 fn a_store_that_the_document_does_not_record_answers_nothing() {
     let mut driver = Driver::formed();
     driver.hear_hello();
-    let start = driver.start_id();
-    driver.hear(Message::Welcome { start, went_back_from: None, floor: Counter::ZERO });
+    let (start, number) = driver.greeting();
+    driver.hear(Message::Welcome { start, number, went_back_from: None, floor: Counter::ZERO });
     driver.node.handle_timeout(Now { monotonic: Duration::from_secs(60), ..driver.now });
     assert_eq!(
         driver.read(Epoch(1)),
@@ -327,7 +342,13 @@ fn a_founder_that_lost_its_document_is_no_new_founder() {
 #[test]
 fn a_newer_document_is_asked_for_at_once_and_until_it_comes() {
     let mut driver = Driver::formed();
-    driver.hear(Message::Hello { cluster: None, recovery: Recovery::default(), voter: None, digest: None });
+    driver.hear(Message::Hello {
+        number: 1,
+        cluster: None,
+        recovery: Recovery::default(),
+        voter: None,
+        digest: None,
+    });
     driver.commit_all();
     let asks = |driver: &mut Driver| {
         let (batches, sent) = driver.outputs();
@@ -418,7 +439,7 @@ fn a_memory_of_votes_that_could_not_be_read_at_first_is_named_when_it_can_be() {
     driver.hear_hello();
     let said = hellos(&mut driver);
     assert!(!said.is_empty() && said.iter().all(|(_, voter)| voter.is_none()), "{said:?}");
-    driver.hear(Message::Welcome { start: said[0].0, went_back_from: None, floor: Counter::ZERO });
+    driver.hear(Message::Welcome { start: said[0].0, number: 1, went_back_from: None, floor: Counter::ZERO });
     driver.disk.fail_reads(false);
     let mut said = Vec::new();
     for _ in 0..30 {
@@ -429,4 +450,83 @@ fn a_memory_of_votes_that_could_not_be_read_at_first_is_named_when_it_can_be() {
         said.extend(hellos(&mut driver));
     }
     assert!(said.iter().any(|(_, voter)| voter.is_some()), "{said:?}");
+}
+
+/// Seed 1062649852198879575 of the simulator, P7. A store that had gone back learned from the document that the name it had
+/// drawn for its memory of votes came too early, and drew another. The greeting that said so was lost, and a welcome to the
+/// one before it came after it: the peer counted as told, and recorded the node's vote no more.
+#[test]
+fn news_is_told_again_if_only_an_earlier_greeting_is_welcomed() {
+    let mut driver = Driver::formed();
+    driver.restart();
+    driver.hear_hello();
+    let hellos = |driver: &mut Driver| {
+        let (_, sent) = driver.outputs();
+        let of = |(to, envelope): (NodeId, Envelope)| match envelope.message {
+            Message::Hello { number, .. } if to == PEER => {
+                Some((number, envelope.header.start, envelope.header.epoch))
+            }
+            _ => None,
+        };
+        sent.into_iter().filter_map(of).collect::<Vec<_>>()
+    };
+    let before = hellos(&mut driver);
+    let &(last, start, _) = before.last().expect("a node greets its peer");
+    driver.node.handle(driver.now, Input::Document(Arc::new(document().successor())));
+    // What it says of the second document is lost.
+    driver.commit_all();
+    assert_eq!(driver.node.document().map(|document| document.epoch), Some(Epoch(2)));
+    let said_after = |driver: &mut Driver, number| {
+        driver.hear(Message::Welcome { start, number, went_back_from: None, floor: Counter::ZERO });
+        let mut said = Vec::new();
+        for _ in 0..8 {
+            driver.now.monotonic += Duration::from_millis(100);
+            // The peer is never silent.
+            driver.hear(Message::Declined { tag: Tag { operation: 1, question: 1 } });
+            driver.node.handle_timeout(driver.now);
+            said.extend(hellos(driver));
+        }
+        said
+    };
+    let again = said_after(&mut driver, last);
+    let &(number, _, epoch) = again.last().expect("what is lost is said again");
+    assert_eq!(epoch, Epoch(2));
+    assert_eq!(said_after(&mut driver, number), [], "it has heard");
+}
+
+/// Seed 52017781 of the simulator, P8. A node could not read its document when it started, and took the one that a peer had,
+/// which was older, and wrote it over its own. A keyspace was said to be known to every node that was up; it knew it no more.
+#[test]
+fn an_older_document_does_not_take_the_place_of_one_that_cannot_be_read() {
+    let epoch = |driver: &Driver| driver.node.document().map(|document| document.epoch);
+    let restart_unreadable = || {
+        let mut driver = Driver::formed();
+        driver.node.handle(driver.now, Input::Document(Arc::new(document().successor())));
+        driver.commit_all();
+        assert_eq!(epoch(&driver), Some(Epoch(2)));
+        driver.disk.fail_reads(true);
+        driver.restart();
+        driver.hear_hello();
+        assert_eq!(epoch(&driver), None);
+        driver
+    };
+    let hear_the_older_one_for = |driver: &mut Driver, tenths: u32| {
+        for _ in 0..tenths {
+            driver.now.monotonic += Duration::from_millis(100);
+            driver.hear(Message::Document(Arc::new(document())));
+            driver.commit_all();
+        }
+    };
+    let mut driver = restart_unreadable();
+    hear_the_older_one_for(&mut driver, 90);
+    assert_eq!(epoch(&driver), None, "it waits for its own");
+    driver.disk.fail_reads(false);
+    driver.now.monotonic += Duration::from_millis(300);
+    let (due, _) = driver.node.poll_due().expect("it reads again");
+    assert!(due <= driver.now.monotonic);
+    driver.node.handle_timeout(driver.now);
+    assert_eq!(epoch(&driver), Some(Epoch(2)));
+    let mut driver = restart_unreadable();
+    hear_the_older_one_for(&mut driver, 110);
+    assert_eq!((epoch(&driver), driver.node.counters().documents_given_up), (Some(Epoch(1)), 1));
 }

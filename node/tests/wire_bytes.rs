@@ -203,8 +203,9 @@ fn agreement() -> impl Strategy<Value = AgreementMessage> {
 
 fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
-        (any::<(Option<u64>, Option<u64>, Option<[u8; 32]>)>(), recovery()).prop_map(
-            |((cluster, voter, digest), recovery)| Message::Hello {
+        (any::<(u64, Option<u64>, Option<u64>, Option<[u8; 32]>)>(), recovery()).prop_map(
+            |((number, cluster, voter, digest), recovery)| Message::Hello {
+                number,
                 cluster: cluster.map(ClusterId),
                 recovery,
                 voter: voter.map(VoterId),
@@ -212,8 +213,9 @@ fn message() -> impl Strategy<Value = Message> {
             }
         ),
         agreement().prop_map(|agreement| Message::Agreement(Box::new(agreement))),
-        any::<(u64, Option<u64>, u64)>().prop_map(|(start, sequence, floor)| Message::Welcome {
+        any::<(u64, u64, Option<u64>, u64)>().prop_map(|(start, number, sequence, floor)| Message::Welcome {
             start: StartId(start),
+            number,
             went_back_from: sequence.map(Sequence),
             floor: Counter(floor),
         }),
@@ -390,6 +392,7 @@ fn counts_that_the_frame_has_no_room_for_are_refused() {
         assert_eq!(Envelope::decode(answer.freeze()), truncated);
     }
     let mut hello = begun(1);
+    hello.put_u64(1);
     hello.put_u8(0);
     hello.put_bytes(0, 16);
     hello.put_u32(u32::MAX);

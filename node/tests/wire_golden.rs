@@ -123,6 +123,7 @@ fn greetings_are_pinned() {
     };
     pin(
         Message::Hello {
+            number: 0x55,
             cluster: Some(ClusterId(9)),
             recovery,
             voter: Some(VoterId(0x33)),
@@ -130,6 +131,7 @@ fn greetings_are_pinned() {
         },
         "01",
         &[
+            "0000000000000055",                                                       // number
             "010000000000000009",                                                     // cluster
             "0000000000000008 0000000000000007",                                      // recovered, lowest
             "00000002 0000000000000101 0000000000000202",                             // unconfirmed
@@ -137,10 +139,15 @@ fn greetings_are_pinned() {
             "01 4444444444444444 4444444444444444 4444444444444444 4444444444444444", // digest
         ],
     );
-    let welcome = |went_back_from| Message::Welcome { start: StartId(8), went_back_from, floor: Counter(7) };
-    let floor = "0000000000000007";
-    pin(welcome(Some(Sequence(9))), "02", &["0000000000000008", "01 0000000000000009", floor]);
-    pin(welcome(None), "02", &["0000000000000008", "00", floor]);
+    let welcome = |went_back_from| Message::Welcome {
+        start: StartId(8),
+        number: 0x55,
+        went_back_from,
+        floor: Counter(7),
+    };
+    let (names, floor) = ("0000000000000008 0000000000000055", "0000000000000007");
+    pin(welcome(Some(Sequence(9))), "02", &[names, "01 0000000000000009", floor]);
+    pin(welcome(None), "02", &[names, "00", floor]);
 }
 
 /// The smallest document: one node with one partition.

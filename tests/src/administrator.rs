@@ -184,7 +184,10 @@ impl World {
             let Some(process) = &host.process else { continue };
             let member = document.members.get(&host.node);
             let is_recorded = member.is_some_and(|member| member.store == host.disk.id());
-            let Some(known) = process.node.document().filter(|_| is_recorded && !host.went_back) else {
+            // What it knew went with the disk that it cannot read.
+            let has_forgotten = process.node.counters().documents_given_up > 0;
+            let is_sound = is_recorded && !host.went_back && !has_forgotten;
+            let Some(known) = process.node.document().filter(|_| is_sound) else {
                 continue;
             };
             if !known.keyspaces.contains_key(&keyspace) {

@@ -66,6 +66,7 @@ impl Counts {
             ("node: votes given", counters.votes_given),
             ("node: votes withheld", counters.votes_withheld),
             ("node: documents in conflict", counters.documents_conflicting),
+            ("node: documents given up", counters.documents_given_up),
             ("node: founders configured otherwise", counters.configurations_differing),
             ("node: formations refused", counters.formations_refused),
         ];

@@ -76,7 +76,7 @@ impl World {
             DiskFault::None => {}
             DiskFault::Wipe(store) => {
                 host.disk.wipe(*store);
-                host.went_back = false;
+                (host.went_back, host.has_forgotten_promises) = (false, false);
                 self.history.stores.push((host.node, now, *store));
             }
             DiskFault::Truncate(bytes) => host.disk.truncate_log(*bytes),
@@ -120,7 +120,7 @@ impl World {
         self.counts.add_node(counters);
         let differing = process.node.trees_differing().into_iter().map(|tree| (host.node, tree));
         self.history.trees_differing.extend(differing);
-        if counters.store_went_back > 0 && !host.went_back {
+        if counters.store_went_back > 0 && !host.went_back && !host.has_forgotten_promises {
             self.history.false_alarms.push(host.node);
         }
     }

@@ -27,6 +27,9 @@ pub(crate) struct Host {
     pub(crate) is_damaged: bool,
     /// The present store went back in time at some time.
     pub(crate) went_back: bool,
+    /// A process of the present store could not read what the ones before it had promised, and knows no more of it than one
+    /// whose store went back.
+    pub(crate) has_forgotten_promises: bool,
     /// The document that its process was last seen to have.
     pub(crate) document: Option<Arc<ClusterDocument>>,
 }
@@ -64,6 +67,7 @@ impl Host {
             image: None,
             is_damaged: false,
             went_back: false,
+            has_forgotten_promises: false,
             document: None,
         }
     }
@@ -81,6 +85,7 @@ impl Host {
         self.heard.fill(0);
         let monotonic = Duration::ZERO;
         let node = open(Now { monotonic, ..self.now(now) });
+        self.has_forgotten_promises |= !node.knows_its_promises();
         self.process = Some(Process {
             node,
             started: now,

@@ -92,7 +92,7 @@ impl World {
         self.history.electorate_is_lost = self.electorate_is_lost();
         for index in 0..self.hosts.len() {
             if let Some(document) = read_document(&self.hosts[index].disk) {
-                self.see_document(index, Arc::new(document));
+                self.see_document(index, document);
             }
         }
         for index in 0..self.hosts.len() {

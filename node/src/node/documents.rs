@@ -4,10 +4,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ring::{ClusterDocument, Epoch, Member, NodeId, PartitionId, StoreId};
 
-use super::{Node, Operation};
+use super::{DOCUMENT_RETRY_AFTER, Node, Operation, UnreadDocument};
 use crate::{
-    agreement::forming::Forming, coordinator::Step, copies::Mark, local::recorded_since,
-    recovery::document_to_store, storage::Store, waiting::Waiting,
+    agreement::forming::Forming,
+    coordinator::Step,
+    copies::Mark,
+    local::recorded_since,
+    recovery::{document_to_store, read_document_or_fail},
+    storage::Store,
+    waiting::Waiting,
 };
 
 /// No cluster comes so far: an epoch from here on is nobody's, and would leave no room to go on from.
@@ -40,11 +45,42 @@ impl<S: Store> Node<S> {
         if document.epoch == Epoch(0) || document.epoch >= EPOCH_MAX || document.validate().is_err() {
             return;
         }
-        // What was asked for is here; a newer one that is heard of may be asked for at once.
-        self.document_asked = None;
-        self.newer_epoch = self.newer_epoch.filter(|(_, epoch)| *epoch > document.epoch);
+        self.ask_for_newer_than(document.epoch);
         self.adopting = Some(document);
         self.write_document();
+    }
+
+    /// A document of this epoch is here: only newer ones are asked for, and at once.
+    fn ask_for_newer_than(&mut self, known: Epoch) {
+        self.document_asked = None;
+        self.newer_epoch = self.newer_epoch.filter(|(_, epoch)| *epoch > known);
+    }
+
+    /// A document that could not be read when the process began may be readable by now. A peer's may be older: adopted in
+    /// its place it would be written over it, and this node would no longer know what others count on it to know.
+    pub(super) fn read_document_again(&mut self) {
+        let Some(unread) = self.unread else { return };
+        let now = self.local.now.monotonic;
+        if self.adopting.is_some() || self.local.document.is_some() {
+            // The founders have agreed on one.
+            self.unread = None;
+        } else if unread.again_at <= now {
+            let read = read_document_or_fail(self.local.replica.store());
+            self.unread = match read {
+                Err(_) if now < unread.until => {
+                    Some(UnreadDocument { again_at: now + DOCUMENT_RETRY_AFTER, ..unread })
+                }
+                Err(_) => {
+                    self.local.counters.documents_given_up += 1;
+                    None
+                }
+                Ok(_) => None,
+            };
+            if let Ok(Some(document)) = read {
+                self.ask_for_newer_than(document.epoch);
+                self.adopt(document);
+            }
+        }
     }
 
     /// Writes the document that is being adopted. A founder's copies, in a store that was never

@@ -28,7 +28,7 @@ impl<S: Store> Node<S> {
         let header = envelope.header;
         let from = header.from;
         match envelope.message {
-            Message::Hello { cluster, recovery, voter, digest } => {
+            Message::Hello { number, cluster, recovery, voter, digest } => {
                 let ours = self.local.document.as_ref().map(|document| document.cluster);
                 if cluster.is_some() && ours.is_some() && cluster != ours {
                     self.local.counters.messages_ignored += 1;
@@ -50,14 +50,14 @@ impl<S: Store> Node<S> {
                 self.hear(&header);
                 let (start, went_back_from) = (header.start, greeted.went_back_from);
                 let floor = self.local.watermarks.known_floor();
-                self.local.send(from, Message::Welcome { start, went_back_from, floor });
+                self.local.send(from, Message::Welcome { start, number, went_back_from, floor });
                 if greeted.restarted {
                     self.local.to_compare.insert(from);
                     self.founder_restarted(from);
                     self.greet();
                 }
             }
-            Message::Welcome { start, went_back_from, floor } if start == self.local.start => {
+            Message::Welcome { start, number, went_back_from, floor } if start == self.local.start => {
                 // It answers this process, so its verdict counts, whether or not the peer has said hello here.
                 match went_back_from {
                     // Nobody has seen a store come so far, and there is no number after it to go on from.
@@ -74,7 +74,7 @@ impl<S: Store> Node<S> {
                 }
                 if self.local.peers.is_known(from, header.start) {
                     self.hear(&header);
-                    self.local.peers.welcome(from);
+                    self.local.peers.welcome(from, number);
                 }
             }
             Message::Welcome { .. } => self.local.counters.messages_ignored += 1,
@@ -94,7 +94,12 @@ impl<S: Store> Node<S> {
                     self.local.send(from, Message::Document(document));
                 }
             }
-            Message::Document(document) => self.learn(document),
+            Message::Document(document) => {
+                self.read_document_again();
+                if self.unread.is_none() {
+                    self.learn(document);
+                }
+            }
             message if header.epoch > self.local.epoch() => {
                 if self.parked.len() < self.local.settings.parked_max {
                     self.parked.push(Envelope { header, message });
@@ -210,10 +215,10 @@ impl<S: Store> Node<S> {
     /// Greets the peers that are due.
     pub(super) fn greet(&mut self) {
         let local = &mut self.local;
-        for (peer, recovery) in local.peers.due(local.now, &local.settings) {
+        for (peer, number, recovery) in local.peers.due(local.now, &local.settings) {
             let cluster = local.document.as_ref().map(|document| document.cluster);
             let (voter, digest) = (local.voter(), local.digest);
-            local.send(peer, Message::Hello { cluster, recovery, voter, digest });
+            local.send(peer, Message::Hello { number, cluster, recovery, voter, digest });
         }
     }
 

@@ -43,7 +43,7 @@ use crate::{
     operations::{Numbers, Operations},
     peers::Peers,
     planted::PlantedBug,
-    recovery::{Recovered, clean_to_store},
+    recovery::{Recovered, clean_to_store, read_document_or_fail},
     replica::{Held, Replica},
     settings::Settings,
     storage::{ObjectKey, ReadError, Sequence, Store},
@@ -51,8 +51,11 @@ use crate::{
     watermarks::Watermarks,
 };
 
-/// How long to wait before a document is asked for again.
+/// How long to wait before a document is asked for again, or a stored one read again.
 const DOCUMENT_RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// For how long a stored document that cannot be read is waited for before a peer's is taken in its place.
+const DOCUMENT_READ_WITHIN: Duration = Duration::from_secs(10);
 
 /// Whoever is late by more than this stood still.
 const STALL: Duration = Duration::from_millis(250);
@@ -95,6 +98,8 @@ pub struct Node<S> {
     parked: Vec<Envelope>,
     /// A document that is known and not yet adopted.
     adopting: Option<Arc<ClusterDocument>>,
+    /// The stored document that could not be read when the process began.
+    unread: Option<UnreadDocument>,
     /// Copies whose marks may have been in a batch that was refused: they go into the next.
     marks_lost: BTreeSet<PartitionId>,
     /// When a document was last asked for, if it has not come.
@@ -114,6 +119,15 @@ pub struct Node<S> {
     probe_at: Option<Duration>,
     /// Whether something was handled since the last batch was sealed.
     is_turn_open: bool,
+}
+
+/// A stored document that cannot be read.
+#[derive(Clone, Copy)]
+struct UnreadDocument {
+    /// When to read it again.
+    again_at: Duration,
+    /// Until when no peer's document is taken in its place.
+    until: Duration,
 }
 
 /// How far a stop has come.
@@ -171,6 +185,11 @@ impl<S: Store> Node<S> {
         settings.assert_sound();
         let mut rng = ChaCha8Rng::from_seed(identity.seed);
         let mut recovered = Recovered::read(&store);
+        let document = read_document_or_fail(&store);
+        let unread = document.is_err().then_some(UnreadDocument {
+            again_at: now.monotonic + DOCUMENT_RETRY_AFTER,
+            until: now.monotonic + DOCUMENT_READ_WITHIN,
+        });
         let founders = identity.formation.iter().flat_map(|formation| formation.founders.keys().copied());
         let others = identity.seeds.into_iter().chain(founders).filter(|node| *node != identity.node);
         let start = StartId(rng.next_u64());
@@ -179,7 +198,7 @@ impl<S: Store> Node<S> {
         let peers = Peers::new(start, others.collect::<Vec<_>>(), memories, store.recovered());
         let votes = Votes::open(&store, &mut rng);
         let membership = Membership::new(identity.node, now.wall, rng.next_u64(), &settings);
-        let formation = identity.formation.filter(|_| recovered.document.is_none());
+        let formation = identity.formation.filter(|_| !matches!(document, Ok(Some(_))));
         let forming = formation.and_then(|formation| Forming::new(identity.node, formation));
         let is_new_store = store.recovered() == Sequence(0) && recovered.marks.is_empty();
         let watermarks = Watermarks::open(&store);
@@ -234,6 +253,7 @@ impl<S: Store> Node<S> {
             forwards: RecentForwards::default(),
             parked: Vec::new(),
             adopting: None,
+            unread,
             marks_lost: BTreeSet::new(),
             document_asked: None,
             went_back_from: None,
@@ -244,7 +264,7 @@ impl<S: Store> Node<S> {
             probe_at: None,
             is_turn_open: true,
         };
-        if let Some(document) = node.recovered.document.clone() {
+        if let Ok(Some(document)) = document {
             node.adopt(document);
         }
         node.greet();
@@ -337,6 +357,7 @@ impl<S: Store> Node<S> {
         self.tend_watermarks();
         // A store that could not be read when the process began may be readable by now.
         let _ = self.local.voter();
+        self.read_document_again();
         if let Some((node, epoch)) = self.newer_epoch.filter(|_| !self.local.is_stopping) {
             self.note_epoch(node, epoch);
         }
@@ -399,6 +420,7 @@ impl<S: Store> Node<S> {
             self.local.timers.first().map(|(at, _)| (*at, Wake::Operation)),
             self.local.peers.next_due(settings).map(|at| (at, Wake::Peers)),
             document.map(|_| (ask_at, Wake::Peers)),
+            self.unread.map(|unread| (unread.again_at, Wake::Storage)),
             self.probe_at.map(|at| (at, Wake::Storage)),
             background.map(|_| (self.local.watermarks.next_due(), Wake::Watermarks)),
             self.membership.next_due().map(|at| (at, Wake::Membership)),
@@ -751,6 +773,18 @@ impl<S: Store> Node<S> {
     #[must_use]
     pub fn trees_differing(&self) -> Vec<antientropy::exchange::TreeId> {
         self.local.trees_differing()
+    }
+
+    /// Whether everything could be read, when the process began, that its store had promised about watermarks.
+    #[must_use]
+    pub fn knows_its_promises(&self) -> bool {
+        self.local.watermarks.is_complete()
+    }
+
+    /// Whether this store's document could not be read when the process began, and is still waited for.
+    #[must_use]
+    pub fn document_is_unread(&self) -> bool {
+        self.unread.is_some()
     }
 
     /// How far a peer had seen this store come before it went back in time, if it did: see

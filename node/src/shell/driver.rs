@@ -471,6 +471,11 @@ impl Driver {
             return;
         }
         let document = Arc::clone(document);
+        if self.known_epoch == Epoch(0) && self.parts.node.counters().documents_given_up > 0 {
+            warn!(
+                "the store's own cluster document could not be read, and a peer's counts, which may be older"
+            );
+        }
         self.known_epoch = document.epoch;
         info!(
             epoch = document.epoch.0,
@@ -505,6 +510,9 @@ impl Driver {
                 let node = &self.parts.node;
                 let has_met = *self.parts.ready.borrow() || node.is_in_touch();
                 let state = match (node.document().is_some(), node.is_ready(), has_met) {
+                    (false, _, _) if node.document_is_unread() => {
+                        Err("the store's own cluster document cannot be read")
+                    }
                     (false, _, _) => Err("no cluster document is known yet"),
                     (true, false, _) => {
                         Err("the node cannot coordinate: its store is not recorded or refuses writes")

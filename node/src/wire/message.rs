@@ -183,14 +183,16 @@ pub(super) fn kind(message: &Message) -> u8 {
 /// Appends what a message of its kind says.
 pub(super) fn put(message: &Message, out: &mut BytesMut) {
     match message {
-        Message::Hello { cluster, recovery, voter, digest } => {
+        Message::Hello { number, cluster, recovery, voter, digest } => {
+            number.put_to(out);
             cluster.put_to(out);
             recovery.put_to(out);
             voter.put_to(out);
             digest.put_to(out);
         }
-        Message::Welcome { start, went_back_from, floor } => {
+        Message::Welcome { start, number, went_back_from, floor } => {
             start.put_to(out);
+            number.put_to(out);
             went_back_from.put_to(out);
             floor.0.put_to(out);
         }
@@ -255,6 +257,7 @@ pub(super) fn put(message: &Message, out: &mut BytesMut) {
 pub(super) fn take(kind: u8, input: &mut Bytes) -> Result<Message, DecodeError> {
     Ok(match kind {
         HELLO => Message::Hello {
+            number: Field::take_from(input)?,
             cluster: Field::take_from(input)?,
             recovery: Field::take_from(input)?,
             voter: Field::take_from(input)?,
@@ -262,6 +265,7 @@ pub(super) fn take(kind: u8, input: &mut Bytes) -> Result<Message, DecodeError> 
         },
         WELCOME => Message::Welcome {
             start: Field::take_from(input)?,
+            number: Field::take_from(input)?,
             went_back_from: Field::take_from(input)?,
             floor: take_counter(input)?,
         },

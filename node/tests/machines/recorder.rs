@@ -378,7 +378,7 @@ pub(crate) fn records(
 }
 
 /// The cluster document that a store holds.
-fn document(node: NodeId, data: &std::path::Path) -> Option<ClusterDocument> {
+fn document(node: NodeId, data: &std::path::Path) -> Option<std::sync::Arc<ClusterDocument>> {
     read_document(&DiskStore::open(data, &DiskOptions::new(node)).ok()?.store)
 }
 

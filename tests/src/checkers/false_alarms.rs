@@ -1,4 +1,5 @@
-//! P6, the other way round: a store that did not go back in time is not taken for one that did.
+//! P6, the other way round: a store that did not go back in time is not taken for one that did. (One that could not read what
+//! it had promised, when a process began, has forgotten it as much as one that did.)
 //!
 //! A false alarm breaks no promise about data: the copies fill, and are whole again after some exchanges. But until
 //! then they answer no reads, so a cluster that is wrong about this is down when it need not be.
