@@ -106,10 +106,18 @@ impl Cost {
     }
 }
 
+/// A request of the load.
+#[derive(Clone, Copy)]
+struct Taken {
+    began: Instant,
+    time: Duration,
+    is_put: bool,
+}
+
 /// A load that goes on steadily, in a thread of its own: nothing that the test does delays it.
 struct Load {
     is_over: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<(Instant, Duration)>>,
+    thread: JoinHandle<Vec<Taken>>,
 }
 
 impl Load {
@@ -120,15 +128,14 @@ impl Load {
         Load { is_over, thread }
     }
 
-    /// When each request began, and how long it took.
-    fn end(self) -> Vec<(Instant, Duration)> {
+    fn end(self) -> Vec<Taken> {
         self.is_over.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
 }
 
 /// Reads and writes keys of its own, steadily, until it is over.
-async fn load(config: ClientConfig, is_over: Arc<AtomicBool>) -> Vec<(Instant, Duration)> {
+async fn load(config: ClientConfig, is_over: Arc<AtomicBool>) -> Vec<Taken> {
     let client = Client::connect(config).await.unwrap();
     let keyspace = client.default_keyspace().unwrap();
     let taken = Rc::new(RefCell::new(Vec::new()));
@@ -153,7 +160,7 @@ async fn load(config: ClientConfig, is_over: Arc<AtomicBool>) -> Vec<(Instant, D
             } else {
                 keyspace.get(key).timeout(TIMEOUT).send().await.unwrap();
             }
-            taken.borrow_mut().push((began, began.elapsed()));
+            taken.borrow_mut().push(Taken { began, time: began.elapsed(), is_put: number % 2 == 0 });
         }));
     }
     for request in requests {
@@ -163,10 +170,18 @@ async fn load(config: ClientConfig, is_over: Arc<AtomicBool>) -> Vec<(Instant, D
     Rc::unwrap_or_clone(taken).into_inner()
 }
 
-fn p99(taken: impl Iterator<Item = Duration>) -> Duration {
-    let mut taken: Vec<Duration> = taken.collect();
-    taken.sort_unstable();
-    taken[taken.len() * 99 / 100]
+fn p99(taken: &[Taken], is_meant: impl Fn(&Taken) -> bool) -> Duration {
+    let mut times: Vec<Duration> =
+        taken.iter().filter(|taken| is_meant(taken)).map(|taken| taken.time).collect();
+    times.sort_unstable();
+    times.get(times.len() * 99 / 100).copied().unwrap_or_default()
+}
+
+/// The 99th percentile of all requests, of the puts and of the gets.
+fn p99s(taken: &[Taken]) -> String {
+    let [all, puts, gets] =
+        [p99(taken, |_| true), p99(taken, |taken| taken.is_put), p99(taken, |taken| !taken.is_put)];
+    format!("{all:.1?} ({puts:.1?} of puts, {gets:.1?} of gets)")
 }
 
 async fn is_formed(client: &Client, nodes: &[u32]) -> bool {
@@ -210,14 +225,14 @@ async fn in_sync(
 }
 
 /// What the load is like while nothing is repaired, in the eyes of one who looks at the nodes as often as later.
-async fn calm(running: &Running, client: &Client, keys: u64, others: &[u32]) -> Duration {
+async fn calm(running: &Running, client: &Client, keys: u64, others: &[u32]) -> String {
     let load = Load::begin(running.client_config());
     let (began, time) = (Instant::now(), Duration::from_secs(if keys < KEYS_MEASURED { 2 } else { 10 }));
     while began.elapsed() < time {
         are_in_sync(running, client, others, AWAY, began).await;
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    p99(load.end().into_iter().map(|(_, taken)| taken))
+    p99s(&load.end())
 }
 
 /// Reads every key from all its replicas: they agree, and nothing has come back.
@@ -324,19 +339,17 @@ async fn come_back(is_wiped: bool) {
     let converged = in_sync(&running, &client, &others, AWAY, returned).await;
     let taken = load.end();
     let cost = Cost::of(&running).since(before);
-    let during = p99(taken.iter().filter(|(began, _)| *began >= returned).map(|(_, taken)| *taken));
     let second = |second: u64| {
-        let within = |began: Instant| began >= returned && (began - returned).as_secs() == second;
-        let taken: Vec<Duration> =
-            taken.iter().filter(|(began, _)| within(*began)).map(|(_, taken)| *taken).collect();
-        (!taken.is_empty()).then(|| format!("{:.1?}", p99(taken.into_iter())))
+        let is_within =
+            |taken: &Taken| taken.began >= returned && (taken.began - returned).as_secs() == second;
+        taken.iter().any(is_within).then(|| format!("{:.1?}", p99(&taken, is_within)))
     };
     eprintln!("p99 by the second: {}", (0..).map_while(second).collect::<Vec<_>>().join(", "));
     let bound = cost.payload + 16.0 * cost.differences;
     eprintln!(
         "{keys} keys, {}: in sync {converged:.1?} after the start; {} objects, {:.0} a second; {:.2} MB of payload and \
-         {:.2} MB to find {} differences, {:.2} of the bound; p99 of {RATE} requests a second {calm_with_all:.1?} \
-         while all were well, {calm_without:.1?} without the node and {during:.1?} meanwhile",
+         {:.2} MB to find {} differences, {:.2} of the bound; p99 of {RATE} requests a second {calm_with_all} \
+         while all were well, {calm_without} without the node and {} meanwhile",
         if is_wiped { "wiped" } else { "away" },
         cost.objects,
         cost.objects / converged.as_secs_f64(),
@@ -344,6 +357,7 @@ async fn come_back(is_wiped: bool) {
         cost.finding / 1e6,
         cost.differences,
         (cost.payload + cost.finding) / bound,
+        p99s(&taken),
     );
 
     agree(keyspace, keys, move |number| match number {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 /// How much longer than usual one request in a hundred may take.
 const RATIO: f64 = 1.25;
-/// The least share, so that an exchange ends however slow requests are for other reasons. Less of it helps them little: on two
-/// cores that five nodes share their latency is that of a machine at work, and a wiped disk takes a minute instead of ten seconds.
+/// The least share, so that an exchange ends however slow requests are for other reasons. Less of it helps them little: what they
+/// feel is how long a piece is, more than how often there is one, and a wiped disk takes a minute instead of ten seconds.
 const SHARE_MIN: f64 = 0.2;
 /// The share to begin with.
 const SHARE_BEGIN: f64 = 0.4;
