@@ -25,7 +25,7 @@ use std::{
 
 use client::{Client, ClientConfig, KeyspaceHandle, Level, ReadRepair};
 use ring::Durability;
-use running::{ByHand, Running, eventually};
+use running::{ByHand, Running, eventually, eventually_looking};
 use settings::number_from;
 use tokio::task::LocalSet;
 
@@ -217,10 +217,8 @@ async fn in_sync(
     away: u32,
     returned: Instant,
 ) -> Duration {
-    while !are_in_sync(running, client, others, away, returned).await {
-        assert!(returned.elapsed() < Duration::from_secs(300), "all are in sync with it");
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+    let check = || are_in_sync(running, client, others, away, returned);
+    eventually_looking(LOOK_EVERY, "all are in sync with it", Duration::from_secs(300), check).await;
     returned.elapsed()
 }
 

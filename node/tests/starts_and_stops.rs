@@ -49,6 +49,15 @@ fn open(disk: &MemoryEngine, now: Now, starts: u8) -> Node<MemoryEngine> {
     Node::open(identity, Settings::new(ContextKey::new([7; 32])), disk.clone(), now)
 }
 
+/// What a greeting says.
+#[derive(Debug, PartialEq, Eq)]
+struct Greeting {
+    start: StartId,
+    number: u64,
+    epoch: Epoch,
+    voter: Option<VoterId>,
+}
+
 impl Driver {
     /// A founder, formed: its copy is whole.
     fn formed() -> Driver {
@@ -140,14 +149,37 @@ impl Driver {
         answer.expect("a read is answered")
     }
 
-    /// The name of the node's present process and the number of its last greeting to the peer.
-    fn greeting(&mut self) -> (StartId, u64) {
-        let (_, sent) = self.outputs();
-        let hello = sent.iter().rev().find_map(|(to, envelope)| match envelope.message {
-            Message::Hello { number, .. } if *to == PEER => Some((envelope.header.start, number)),
+    /// What the node has said to greet the peer. Its batches are on their way.
+    fn greetings(&mut self) -> Vec<Greeting> {
+        let (batches, sent) = self.outputs();
+        batches.into_iter().for_each(|batch| self.disk.submit(batch));
+        let of = |(to, envelope): (NodeId, Envelope)| match envelope.message {
+            Message::Hello { number, voter, .. } if to == PEER => {
+                let Header { start, epoch, .. } = envelope.header;
+                Some(Greeting { start, number, epoch, voter })
+            }
             _ => None,
-        });
-        hello.expect("a node greets its peer")
+        };
+        sent.into_iter().filter_map(of).collect()
+    }
+
+    /// The name of the node's present process and the number of its last greeting.
+    fn greeting(&mut self) -> (StartId, u64) {
+        let greetings = self.greetings();
+        let last = greetings.last().expect("a node greets its peer");
+        (last.start, last.number)
+    }
+
+    /// How the node greets the peer in so many tenths of a second, in which the peer is never silent.
+    fn greetings_for(&mut self, tenths: u32) -> Vec<Greeting> {
+        let mut said = Vec::new();
+        for _ in 0..tenths {
+            self.now.monotonic += Duration::from_millis(100);
+            self.hear(Message::Declined { tag: Tag { operation: 1, question: 1 } });
+            self.node.handle_timeout(self.now);
+            said.extend(self.greetings());
+        }
+        said
     }
 
     fn is_told_that_its_store_went_back(&mut self) {
@@ -427,29 +459,18 @@ fn a_memory_of_votes_that_could_not_be_read_at_first_is_named_when_it_can_be() {
     driver.disk.fail_reads(true);
     driver.starts += 1;
     driver.node = open(&driver.disk, driver.now, driver.starts);
-    let hellos = |driver: &mut Driver| {
-        let (batches, sent) = driver.outputs();
-        batches.into_iter().for_each(|batch| driver.disk.submit(batch));
-        let of = |(_, envelope): (NodeId, Envelope)| match envelope.message {
-            Message::Hello { voter, .. } => Some((envelope.header.start, voter)),
-            _ => None,
-        };
-        sent.into_iter().filter_map(of).collect::<Vec<_>>()
-    };
     driver.hear_hello();
-    let said = hellos(&mut driver);
-    assert!(!said.is_empty() && said.iter().all(|(_, voter)| voter.is_none()), "{said:?}");
-    driver.hear(Message::Welcome { start: said[0].0, number: 1, went_back_from: None, floor: Counter::ZERO });
+    let said = driver.greetings();
+    assert!(!said.is_empty() && said.iter().all(|greeting| greeting.voter.is_none()), "{said:?}");
+    driver.hear(Message::Welcome {
+        start: said[0].start,
+        number: 1,
+        went_back_from: None,
+        floor: Counter::ZERO,
+    });
     driver.disk.fail_reads(false);
-    let mut said = Vec::new();
-    for _ in 0..30 {
-        driver.now.monotonic += Duration::from_millis(100);
-        // The peer is never silent.
-        driver.hear(Message::Declined { tag: Tag { operation: 1, question: 1 } });
-        driver.node.handle_timeout(driver.now);
-        said.extend(hellos(&mut driver));
-    }
-    assert!(said.iter().any(|(_, voter)| voter.is_some()), "{said:?}");
+    let said = driver.greetings_for(30);
+    assert!(said.iter().any(|greeting| greeting.voter.is_some()), "{said:?}");
 }
 
 /// Seed 1062649852198879575 of the simulator, P7. A store that had gone back learned from the document that the name it had
@@ -460,36 +481,17 @@ fn news_is_told_again_if_only_an_earlier_greeting_is_welcomed() {
     let mut driver = Driver::formed();
     driver.restart();
     driver.hear_hello();
-    let hellos = |driver: &mut Driver| {
-        let (_, sent) = driver.outputs();
-        let of = |(to, envelope): (NodeId, Envelope)| match envelope.message {
-            Message::Hello { number, .. } if to == PEER => {
-                Some((number, envelope.header.start, envelope.header.epoch))
-            }
-            _ => None,
-        };
-        sent.into_iter().filter_map(of).collect::<Vec<_>>()
-    };
-    let before = hellos(&mut driver);
-    let &(last, start, _) = before.last().expect("a node greets its peer");
+    let (start, last) = driver.greeting();
     driver.node.handle(driver.now, Input::Document(Arc::new(document().successor())));
     // What it says of the second document is lost.
     driver.commit_all();
     assert_eq!(driver.node.document().map(|document| document.epoch), Some(Epoch(2)));
     let said_after = |driver: &mut Driver, number| {
         driver.hear(Message::Welcome { start, number, went_back_from: None, floor: Counter::ZERO });
-        let mut said = Vec::new();
-        for _ in 0..8 {
-            driver.now.monotonic += Duration::from_millis(100);
-            // The peer is never silent.
-            driver.hear(Message::Declined { tag: Tag { operation: 1, question: 1 } });
-            driver.node.handle_timeout(driver.now);
-            said.extend(hellos(driver));
-        }
-        said
+        driver.greetings_for(8)
     };
     let again = said_after(&mut driver, last);
-    let &(number, _, epoch) = again.last().expect("what is lost is said again");
+    let &Greeting { number, epoch, .. } = again.last().expect("what is lost is said again");
     assert_eq!(epoch, Epoch(2));
     assert_eq!(said_after(&mut driver, number), [], "it has heard");
 }

@@ -203,9 +203,19 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(
     within: Duration,
     check: impl Fn() -> F,
 ) {
+    eventually_looking(Duration::from_millis(50), what, within, check).await;
+}
+
+/// As [`eventually`], with so much time between two looks.
+pub(crate) async fn eventually_looking<F: Future<Output = bool>>(
+    every: Duration,
+    what: &str,
+    within: Duration,
+    check: impl Fn() -> F,
+) {
     let began = Instant::now();
     while !check().await {
         assert!(began.elapsed() < within, "not within {within:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(every).await;
     }
 }
