@@ -182,16 +182,25 @@ async fn a_killed_node_costs_no_quorum_request_and_comes_back_with_everything() 
 async fn a_node_that_is_killed_and_started_at_once_is_connected_at_once() {
     let running = Running::processes(3);
     let client = running.client().await;
+    let peers_lost = || {
+        let log = |node| std::fs::read_to_string(running.options.node_directory(node).join("log")).unwrap();
+        let lost = |line: &&str| line.contains("disconnected from a peer") && line.contains("peer=3");
+        [1, 2].map(|node| log(node).lines().filter(lost).map(str::to_owned).collect::<Vec<_>>())
+    };
     let is_well = || async {
         let Ok(status) = client.status(NodeId(3), TIMEOUT).await else { return false };
         status.is_ready
             && status.copies == status.copies_whole
-            && status.uptime_ms < 3000
             && status.peers.iter().all(|peer| peer.is_up)
+            && peers_lost().iter().all(|lost| !lost.is_empty())
     };
     running.kill(3);
     let _process = ByHand::run(&running.options.node_config(3));
-    eventually("it is a member like any other", Duration::from_millis(2500), is_well).await;
+    eventually("it is a member like any other", Duration::from_secs(20), is_well).await;
+    // The former process's connections end because the new one resets them, and not by the silence of an idle timeout.
+    for lost in peers_lost() {
+        assert!(lost.iter().all(|line| line.contains("reset by peer")), "{lost:?}");
+    }
     client.close().await;
 }
 
