@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, convert::Infallible, sync::Arc};
 
 use antientropy::{
     exchange::{
-        Exchange, ExchangeError, FollowError, Follower, Object, Question, Replica, Report, Span, Stretch,
-        TreeId, TreeKind, memory::MemoryReplica,
+        Entry, Exchange, ExchangeError, FollowError, Follower, Object, Question, Replica, Report, Span,
+        Stretch, TreeId, TreeKind, memory::MemoryReplica,
     },
     hash_tree::{Element, HashTree},
     version::{Actor, Context, CopyCount, Counter, Dot, Record, SiblingSet, Value},
@@ -272,13 +272,8 @@ impl Replica for Choosy {
         self.held.element(keyspace, object)
     }
 
-    fn elements(
-        &mut self,
-        tree: TreeId,
-        span: Span,
-        limit: usize,
-    ) -> Result<Option<Vec<Element>>, Infallible> {
-        self.held.elements(tree, span, limit)
+    fn entries(&mut self, tree: TreeId, span: Span, limit: usize) -> Result<Option<Vec<Entry>>, Infallible> {
+        self.held.entries(tree, span, limit)
     }
 
     fn objects(

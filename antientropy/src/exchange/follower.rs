@@ -8,13 +8,13 @@ use thiserror::Error;
 
 use super::{
     Object, Replica, Span, Stretch, TreeId,
+    entries::Entries,
     message::{ASKS_MAX, Ask, Interval, Levels, Outcome, Request, Response, Undecodable},
     plan::{BUCKETS_LIMIT, Plan, trees_of, union},
 };
 use crate::{
-    hash_tree::{Element, HashTree, Sum},
+    hash_tree::{HashTree, Sum},
     sketch::{Cell, Sketch, Survey},
-    version::Counter,
 };
 
 /// Cells that come with the first answer: enough for some ten differences.
@@ -66,8 +66,10 @@ struct Session {
 
 #[derive(Debug)]
 struct Group {
+    keyspace: KeyspaceId,
     sketch: Sketch,
-    keys: u64,
+    /// What its keys were: those that differ are asked for next.
+    entries: Entries,
 }
 
 impl Follower {
@@ -138,7 +140,7 @@ impl Follower {
                 Some(session) => session.key_cells(replica, group, &intervals, from, count)?,
                 None => Response::Forgotten,
             },
-            Request::Ask { keyspace, shift, asks } => answer_asks(replica, keyspace, shift, &asks)?,
+            Request::Ask { keyspace, shift, asks } => self.asked(replica, keyspace, shift, &asks)?,
             Request::Fetch { salt, interval, begin } => {
                 let found = self.session(salt).and_then(|session| session.span(interval));
                 match found.filter(|(_, span)| span.contains(begin)) {
@@ -171,6 +173,55 @@ impl Follower {
 
     fn session(&mut self, salt: u64) -> Option<&mut Session> {
         self.session.as_mut().filter(|session| session.salt == salt)
+    }
+
+    fn asked<R: Replica>(
+        &self,
+        replica: &mut R,
+        keyspace: KeyspaceId,
+        shift: u8,
+        asks: &[Ask],
+    ) -> Result<Response, R::Error> {
+        let (mut outcomes, mut objects, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for ask in asks.iter().take(ASKS_MAX) {
+            let found = self.objects_in(replica, keyspace, Span::of_positions(ask.prefix, shift))?;
+            let newest = found.iter().filter_map(|object| Some(object.record.as_ref()?.highest())).max();
+            let is_older = ask.counter.is_some_and(|theirs| newest.is_some_and(|ours| ours < theirs));
+            // Of several the leader may lack one.
+            if is_older && found.len() == 1 {
+                outcomes.push(Outcome::Wanted);
+                continue;
+            }
+            bytes += found.iter().map(Object::encoded_len).sum::<usize>();
+            if bytes > OBJECTS_BYTES_MAX && !objects.is_empty() {
+                break;
+            }
+            outcomes.push(Outcome::Objects(found.len() as u64));
+            objects.extend(found);
+        }
+        Ok(Response::Asked { outcomes, objects })
+    }
+
+    /// The objects of some positions. To look keys up whose names are known is several times faster than to look for those that
+    /// are there; of a group that was compared the names are known. What was written since then no other group has missed.
+    fn objects_in<R: Replica>(
+        &self,
+        replica: &mut R,
+        keyspace: KeyspaceId,
+        span: Span,
+    ) -> Result<Vec<Object>, R::Error> {
+        let groups = self.session.iter().flat_map(|session| session.groups.values());
+        let mut known = groups
+            .filter(|group| group.keyspace == keyspace)
+            .map(|group| group.entries.within(span))
+            .filter(|entries| !entries.is_empty());
+        let Some(known) = known.next() else { return at_position(replica, keyspace, span) };
+        let mut objects = Vec::new();
+        for entry in known {
+            let held = replica.held(keyspace, &entry.key)?;
+            objects.extend(Some(held).filter(|held| held.record.is_some()));
+        }
+        Ok(objects)
     }
 
     fn begin<R: Replica>(
@@ -237,11 +288,14 @@ impl Session {
     ) -> Result<Response, R::Error> {
         let is_first = from == 0;
         if is_first {
-            let elements = elements_of(replica, &self.plan, intervals)?;
-            let Some(elements) = elements else { return Ok(Response::Forgotten) };
-            let keys = elements.len() as u64;
-            let sketch = Sketch::of_keys(group_salt(self.salt, group), elements.into_iter());
-            self.groups.insert(group, Group { sketch, keys });
+            let first = intervals.first().and_then(|interval| self.plan.tree_of(interval.first));
+            let Some(keyspace) = first.map(|planned| planned.tree.kind.keyspace) else {
+                return Ok(Response::Forgotten);
+            };
+            let entries = entries_of(replica, &self.plan, intervals)?;
+            let Some(entries) = entries else { return Ok(Response::Forgotten) };
+            let sketch = Sketch::of_keys(group_salt(self.salt, group), entries.elements());
+            self.groups.insert(group, Group { keyspace, sketch, entries });
             while self.groups.len() > GROUPS_MAX {
                 self.groups.pop_first();
             }
@@ -252,7 +306,7 @@ impl Session {
         };
         let survey = if is_first { found.sketch.survey() } else { Survey::default() };
         let cells = found.sketch.cells(bounded(count, CELLS_MAX));
-        Ok(Response::KeyCells { keys: found.keys, survey, cells })
+        Ok(Response::KeyCells { keys: found.entries.len() as u64, survey, cells })
     }
 
     /// The tree that buckets are of, and their tokens.
@@ -282,12 +336,12 @@ pub(super) fn group_salt(salt: u64, group: u64) -> u64 {
 }
 
 /// What is in some buckets; none if they make no sense, or if that is too much.
-pub(super) fn elements_of<R: Replica>(
+pub(super) fn entries_of<R: Replica>(
     replica: &mut R,
     plan: &Plan,
     intervals: &[Interval],
-) -> Result<Option<Vec<Element>>, R::Error> {
-    let mut elements = Vec::new();
+) -> Result<Option<Entries>, R::Error> {
+    let mut entries = Vec::new();
     for interval in intervals {
         let Some(end) = interval.first.checked_add(interval.count).filter(|end| *end <= plan.buckets())
         else {
@@ -298,14 +352,14 @@ pub(super) fn elements_of<R: Replica>(
             let Some(planned) = plan.tree_of(next) else { return Ok(None) };
             let count = end.min(planned.end()) - next;
             let span = plan.span(planned, next, count);
-            match replica.elements(planned.tree, span, GROUP_KEYS_MAX - elements.len())? {
-                Some(found) => elements.extend(found),
+            match replica.entries(planned.tree, span, GROUP_KEYS_MAX - entries.len())? {
+                Some(found) => entries.extend(found),
                 None => return Ok(None),
             }
             next += count;
         }
     }
-    Ok(Some(elements))
+    Ok(Some(Entries::new(entries)))
 }
 
 /// The digest of the roots of all trees that are not empty, and of what is left out.
@@ -330,32 +384,6 @@ pub(super) fn digest_of_roots(replica: &impl Replica, unbuilt: &[PartitionId]) -
     digest
 }
 
-fn answer_asks<R: Replica>(
-    replica: &mut R,
-    keyspace: KeyspaceId,
-    shift: u8,
-    asks: &[Ask],
-) -> Result<Response, R::Error> {
-    let (mut outcomes, mut objects, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for ask in asks.iter().take(ASKS_MAX) {
-        let found = at_position(replica, keyspace, Span::of_positions(ask.prefix, shift))?;
-        let newest = highest(&found);
-        let is_older = ask.counter.is_some_and(|theirs| newest.is_some_and(|ours| ours < theirs));
-        // Of several the leader may lack one.
-        if is_older && found.len() == 1 {
-            outcomes.push(Outcome::Wanted);
-            continue;
-        }
-        bytes += found.iter().map(Object::encoded_len).sum::<usize>();
-        if bytes > OBJECTS_BYTES_MAX && !objects.is_empty() {
-            break;
-        }
-        outcomes.push(Outcome::Objects(found.len() as u64));
-        objects.extend(found);
-    }
-    Ok(Response::Asked { outcomes, objects })
-}
-
 /// All objects of a position.
 pub(super) fn at_position<R: Replica>(
     replica: &mut R,
@@ -372,11 +400,6 @@ pub(super) fn at_position<R: Replica>(
         next = found.rest;
     }
     Ok(objects)
-}
-
-/// The highest counter of some objects.
-pub(super) fn highest(objects: &[Object]) -> Option<Counter> {
-    objects.iter().filter_map(|object| Some(object.record.as_ref()?.highest())).max()
 }
 
 impl Object {

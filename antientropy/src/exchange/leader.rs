@@ -1,16 +1,17 @@
 //! The side that asks.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 
 use bytes::Bytes;
 use ring::{KeyspaceId, PartitionId, Token};
 use thiserror::Error;
 
 use super::{
-    Object, Replica, Span, TreeId,
+    Entry, Object, Replica, Span, TreeId,
+    entries::{Entries, entries_at, highest, sum_of},
     follower::{
         CELLS_AT_FIRST, CELLS_MAX, GROUP_KEYS_MAX, GROUPS_MAX, OBJECTS_BYTES_MAX, SUMS_MAX, at_position,
-        digest_of_roots, elements_of, group_salt, highest,
+        digest_of_roots, entries_of, group_salt,
     },
     message::{ASKS_MAX, Ask, Interval, Levels, Outcome, Request, Response, Undecodable},
     plan::{Plan, union},
@@ -71,10 +72,10 @@ pub struct Exchange {
     fetches: BTreeSet<u64>,
     /// The rest of some that were cut off.
     rests: VecDeque<(Interval, Token)>,
-    /// Positions to be asked for, and where each was found.
-    asks: BTreeMap<(KeyspaceId, u64), Found>,
-    /// Positions whose objects are to be sent, and buckets.
-    pushes: BTreeSet<(KeyspaceId, u64)>,
+    /// Positions to be asked for, where each was found, and what is here if that was read already.
+    asks: BTreeMap<(KeyspaceId, u64), (Found, Option<Vec<Entry>>)>,
+    /// Positions whose objects are to be sent, and what to ask anew if the peer wants what has gone meanwhile; and buckets.
+    pushes: BTreeMap<(KeyspaceId, u64), Option<Found>>,
     pushed_spans: VecDeque<(TreeId, Span)>,
     /// Keys of which the peer is to be told what is held here instead of what it has sent.
     returns: BTreeSet<(KeyspaceId, Bytes)>,
@@ -147,6 +148,8 @@ struct Group {
     keyspace: KeyspaceId,
     intervals: Vec<Interval>,
     decoder: Decoder,
+    /// What its keys are here.
+    entries: Entries,
     /// Until the first answer has come.
     survey: Option<Survey>,
     /// How many cells are likely to suffice.
@@ -161,7 +164,8 @@ struct Group {
 struct Asked {
     position: u64,
     found: Found,
-    /// Whether the peer was told of something that is there.
+    /// What was here, and whether the peer was told of it.
+    ours: Vec<Entry>,
     is_told: bool,
 }
 
@@ -207,7 +211,7 @@ impl Exchange {
             fetches: BTreeSet::new(),
             rests: VecDeque::new(),
             asks: BTreeMap::new(),
-            pushes: BTreeSet::new(),
+            pushes: BTreeMap::new(),
             pushed_spans: VecDeque::new(),
             returns: BTreeSet::new(),
             returned: BTreeMap::new(),
@@ -434,7 +438,7 @@ impl Exchange {
             difference.position().filter(|position| span.contains(Span::of_position(*position).first));
         if let Some(position) = position {
             let found = Found { difference: Some(difference), bucket: Some(bucket) };
-            self.ask(planned.tree.kind.keyspace, position.get(), found);
+            self.ask(planned.tree.kind.keyspace, position.get(), found, None);
         } else if here.is_zero() {
             self.fetches.insert(bucket);
         } else if here == difference {
@@ -529,7 +533,8 @@ impl Exchange {
         self.rate = Some(differences.len() as f64 / group.keys.max(group.theirs).max(1) as f64);
         for difference in differences {
             let found = Found { difference: Some(difference.sum), bucket: None };
-            self.ask(group.keyspace, difference.id, found);
+            let span = Span::of_position(Residue::new(difference.id));
+            self.ask(group.keyspace, difference.id, found, Some(group.entries.within(span).to_vec()));
         }
         Ok(None)
     }
@@ -540,12 +545,14 @@ impl Exchange {
         }
     }
 
-    fn ask(&mut self, keyspace: KeyspaceId, position: u64, found: Found) {
+    fn ask(&mut self, keyspace: KeyspaceId, position: u64, found: Found, ours: Option<Vec<Entry>>) {
         match self.asks.entry((keyspace, position)) {
-            Entry::Vacant(entry) => _ = entry.insert(found),
+            btree_map::Entry::Vacant(place) => _ = place.insert((found, ours)),
             // What was found says more than that something was pushed.
-            Entry::Occupied(mut entry) if found.difference.is_some() => _ = entry.insert(found),
-            Entry::Occupied(_) => {}
+            btree_map::Entry::Occupied(mut place) if found.difference.is_some() => {
+                place.insert((found, ours));
+            }
+            btree_map::Entry::Occupied(_) => {}
         }
     }
 
@@ -564,9 +571,8 @@ impl Exchange {
         }
         let mut objects = objects.into_iter();
         let mut asks = asks.into_iter();
-        for (outcome, Asked { position, found, is_told }) in outcomes.iter().zip(&mut asks) {
+        for (outcome, Asked { position, found, ours, is_told }) in outcomes.iter().zip(&mut asks) {
             let span = Span::of_position(Residue::new(position));
-            let ours = at_position(replica, keyspace, span).map_err(ExchangeError::Replica)?;
             let count = match outcome {
                 Outcome::Wanted if !is_told => return Err(ExchangeError::Senseless),
                 Outcome::Wanted => 0,
@@ -584,11 +590,6 @@ impl Exchange {
             }
             let is_it = |object: &&Object| span.contains(Token::of_key(&object.key));
             let theirs: Vec<&Object> = sent.iter().filter(is_it).collect();
-            // What the peer was told of is gone meanwhile.
-            if *outcome == Outcome::Wanted && ours.is_empty() {
-                self.ask(keyspace, position, found);
-                continue;
-            }
             let mut lacking = ours.iter().filter(|ours| !theirs.iter().any(|theirs| theirs.key == ours.key));
             if let Some(difference) = found.difference {
                 let (is_here, is_there) =
@@ -596,11 +597,12 @@ impl Exchange {
                 self.report.updated += u64::from(is_here && is_there);
                 self.report.missing += u64::from(is_here != is_there);
                 // A bucket whose sum looks as if one key differed, and no such key: several do.
-                if !is_there && sum_of(replica, keyspace, &ours) != difference {
+                if !is_there && sum_of(&ours) != difference {
                     self.several.extend(found.bucket);
                 }
                 if lacking.next().is_some() {
-                    self.pushes.insert((keyspace, position));
+                    let wanted = Some(found).filter(|_| *outcome == Outcome::Wanted);
+                    self.pushes.insert((keyspace, position), wanted);
                 }
             } else {
                 // It was pushed, and is not there: it was refused.
@@ -609,7 +611,7 @@ impl Exchange {
             self.take(replica, keyspace, &sent)?;
         }
         // The answer had no room for the rest.
-        asks.for_each(|asked| self.ask(keyspace, asked.position, asked.found));
+        asks.for_each(|asked| self.ask(keyspace, asked.position, asked.found, Some(asked.ours)));
         Ok(())
     }
 
@@ -640,20 +642,19 @@ impl Exchange {
         if rest.is_some() && objects.is_empty() {
             return Err(ExchangeError::Senseless);
         }
-        let ours =
-            replica.elements(planned.tree, compared, GROUP_KEYS_MAX).map_err(ExchangeError::Replica)?;
+        let ours = replica.entries(planned.tree, compared, GROUP_KEYS_MAX).map_err(ExchangeError::Replica)?;
         if ours.is_none() {
             // Far more than the peer has sent: it gets all of it, a message after the other.
             self.pushed_spans.push_back((planned.tree, compared));
         }
-        let ours: BTreeSet<u64> = ours.iter().flatten().map(|element| element.position().get()).collect();
-        self.report.missing += tokens.symmetric_difference(&ours).count() as u64;
-        self.pushes.extend(ours.difference(&tokens).map(|position| (keyspace, *position)));
-        for position in ours.intersection(&tokens) {
-            let span = Span::of_position(Residue::new(*position));
-            let held = at_position(replica, keyspace, span).map_err(ExchangeError::Replica)?;
-            if held.iter().any(|held| !objects.iter().any(|object| object.key == held.key)) {
-                self.pushes.insert((keyspace, *position));
+        let ours = Entries::new(ours.unwrap_or_default());
+        let positions: BTreeSet<u64> = ours.elements().map(|element| element.position().get()).collect();
+        self.report.missing += tokens.symmetric_difference(&positions).count() as u64;
+        let is_lacking = |ours: &Entry| !objects.iter().any(|object| object.key == ours.key);
+        for position in positions {
+            let here = ours.within(Span::of_position(Residue::new(position)));
+            if !tokens.contains(&position) || here.iter().any(is_lacking) {
+                self.pushes.insert((keyspace, position), None);
             }
         }
         self.take(replica, keyspace, objects)?;
@@ -677,7 +678,7 @@ impl Exchange {
             }
             if places.next_if_eq(&&place).is_some() {
                 let position = position_of(Token::of_key(&key)).get();
-                self.ask(keyspace, position, Found { difference: None, bucket: None });
+                self.ask(keyspace, position, Found { difference: None, bucket: None }, None);
             }
         }
         // Of what was not sent nothing is said: there would be no end of it.
@@ -782,13 +783,15 @@ impl Exchange {
             }
         }
         while bytes < OBJECTS_BYTES_MAX
-            && let Some((keyspace, position)) = self.pushes.first().copied()
-            && of.is_none_or(|of| of == keyspace)
+            && let Some(place) = self.pushes.first_entry()
+            && of.is_none_or(|of| of == place.key().0)
         {
-            self.pushes.pop_first();
+            let ((keyspace, position), wanted) = place.remove_entry();
             let found = at_position(replica, keyspace, Span::of_position(Residue::new(position)))?;
             if !found.is_empty() {
                 of = Some(keyspace);
+            } else if let Some(wanted) = wanted {
+                self.ask(keyspace, position, wanted, None);
             }
             bytes += found.iter().map(Object::encoded_len).sum::<usize>();
             objects.extend(found);
@@ -823,18 +826,20 @@ impl Exchange {
             && self.pushes.len() < 2 * ASKS_MAX
             && let Some(entry) = self.asks.first_entry().filter(|entry| entry.key().0 == keyspace)
         {
-            let ((_, position), found) = entry.remove_entry();
-            let residue = Residue::new(position);
-            let ours = at_position(replica, keyspace, Span::of_position(residue))?;
+            let ((_, position), (found, ours)) = entry.remove_entry();
+            let ours = match ours {
+                Some(ours) => ours,
+                None => entries_at(replica, keyspace, Residue::new(position))?,
+            };
             // The whole difference is what is here.
-            if !ours.is_empty() && found.difference == Some(sum_of(replica, keyspace, &ours)) {
+            if !ours.is_empty() && found.difference == Some(sum_of(&ours)) {
                 self.report.missing += 1;
-                self.pushes.insert((keyspace, position));
+                self.pushes.insert((keyspace, position), None);
                 continue;
             }
             // Where the peer holds something else it is to say what, and not to want this once more.
             let counter = highest(&ours).filter(|_| found.difference.is_some());
-            asked.push(Asked { position, found, is_told: counter.is_some() });
+            asked.push(Asked { position, found, ours, is_told: counter.is_some() });
             asks.push(Ask { prefix: position >> shift, counter });
         }
         // All of them are to be sent; there may be others, of another keyspace.
@@ -893,14 +898,14 @@ impl Exchange {
             }
         }
         let Some(keyspace) = of else { return Ok(None) };
-        let Some(elements) = elements_of(replica, &self.plan, &intervals)? else {
+        let Some(entries) = entries_of(replica, &self.plan, &intervals)? else {
             self.fetch(&intervals);
             return Ok(self.next_fetch());
         };
-        let (number, keys) = (self.next_group, elements.len() as u64);
+        let (number, keys) = (self.next_group, entries.len() as u64);
         self.next_group += 1;
         let expected = self.rate.map_or(2.2 * buckets as f64, |rate| 0.95 * rate * keys as f64);
-        let sketch = Sketch::of_keys(group_salt(self.salt, number), elements.into_iter());
+        let sketch = Sketch::of_keys(group_salt(self.salt, number), entries.elements());
         let survey = Some(sketch.survey());
         let decoder = Decoder::new(sketch);
         let count = cells_for(expected as u64).min(CELLS_MAX) as u64;
@@ -911,8 +916,10 @@ impl Exchange {
             from: 0,
             count,
         };
-        self.groups
-            .insert(number, Group { keyspace, intervals, decoder, survey, sought: 0, keys, theirs: 0 });
+        self.groups.insert(
+            number,
+            Group { keyspace, intervals, decoder, entries, survey, sought: 0, keys, theirs: 0 },
+        );
         Ok(Some((Kind::KeyCells(number), request)))
     }
 }
@@ -936,13 +943,6 @@ fn cells_after(compared: usize, sought: usize) -> u64 {
 /// Whether one side has so few keys that all are moved.
 fn is_moved(here: u64, there: u64) -> bool {
     here.saturating_mul(MOVED_FROM) < there || there.saturating_mul(MOVED_FROM) < here
-}
-
-/// The sum of some objects.
-fn sum_of<R: Replica>(replica: &R, keyspace: KeyspaceId, objects: &[Object]) -> Sum {
-    let mut sum = Sum::ZERO;
-    objects.iter().filter_map(|object| replica.element(keyspace, object)).for_each(|element| sum += element);
-    sum
 }
 
 /// Whether an object is one that a scan of this span finds.

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use ring::{KeyspaceId, PartitionId, Partitions, Token};
 
-use super::{Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind};
+use super::{Entry, Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind};
 use crate::{
     hash_tree::{Element, HashTree},
     version::{CopyCount, Counter, Record},
@@ -154,17 +154,16 @@ impl Replica for MemoryReplica {
         object.record.as_ref().map(|record| self.weigh(Token::of_key(&object.key), record))
     }
 
-    fn elements(
-        &mut self,
-        tree: TreeId,
-        span: Span,
-        limit: usize,
-    ) -> Result<Option<Vec<Element>>, Infallible> {
+    fn entries(&mut self, tree: TreeId, span: Span, limit: usize) -> Result<Option<Vec<Entry>>, Infallible> {
         let found = self.within(tree.kind.keyspace, span);
         let found = found.filter(|(_, _, record)| record.copies().includes(tree.kind.copies));
-        let found = found.map(|(token, _, record)| self.weigh(token, record));
-        let elements: Vec<Element> = found.take(limit.saturating_add(1)).collect();
-        Ok((elements.len() <= limit).then_some(elements))
+        let found = found.map(|(token, key, record)| Entry {
+            key: key.clone(),
+            element: self.weigh(token, record),
+            highest: record.highest(),
+        });
+        let entries: Vec<Entry> = found.take(limit.saturating_add(1)).collect();
+        Ok((entries.len() <= limit).then_some(entries))
     }
 
     fn objects(

@@ -30,6 +30,7 @@
 //! Merkle's trees are walked level by level, a round trip each; that sums of ranges can be subtracted replaces the walk by
 //! one sketch over all leaves of all trees.
 
+mod entries;
 mod follower;
 #[cfg(test)]
 mod golden;
@@ -82,6 +83,17 @@ pub struct Object {
     /// The watermark under which the copy that this was read from was whole then, or zero: of the writes up to there, it
     /// knew all that are not dead.
     pub under: Counter,
+}
+
+/// What a side holds of a key, in short: all that is needed to find out what differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: Bytes,
+    /// What it is in its tree.
+    pub element: Element,
+    /// Its record's highest counter.
+    pub highest: Counter,
 }
 
 /// Objects of a span, and whether there are more.
@@ -158,12 +170,7 @@ pub trait Replica {
     /// # Errors
     ///
     /// If something cannot be read.
-    fn elements(
-        &mut self,
-        tree: TreeId,
-        span: Span,
-        limit: usize,
-    ) -> Result<Option<Vec<Element>>, Self::Error>;
+    fn entries(&mut self, tree: TreeId, span: Span, limit: usize) -> Result<Option<Vec<Entry>>, Self::Error>;
 
     /// The objects of a keyspace in a span, each with a record: of so many copies and of more, or all that both sides keep.
     /// At least one, and no more than fit into so many bytes.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use antientropy::{
-    exchange::{Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind},
+    exchange::{Entry, Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind},
     hash_tree::{Element, HashTree},
     version::{CopyCount, Counter, Dot, Record, UnixMillis},
 };
@@ -189,23 +189,19 @@ impl<S: Store> Replica for Facing<'_, S> {
         Some(Element::new(key, Token::of_key(&object.key), record))
     }
 
-    fn elements(
-        &mut self,
-        tree: TreeId,
-        span: Span,
-        limit: usize,
-    ) -> Result<Option<Vec<Element>>, FacingError> {
-        let key = *self.local.replica.trees.key();
-        let (mut elements, mut is_over) = (Vec::new(), false);
+    fn entries(&mut self, tree: TreeId, span: Span, limit: usize) -> Result<Option<Vec<Entry>>, FacingError> {
+        let secret = *self.local.replica.trees.key();
+        let (mut entries, mut is_over) = (Vec::new(), false);
         let stretch = self.local.settings.scan_stretch_keys;
         self.each(tree.kind.keyspace, span, stretch, |object, record, _| {
             if record.copies().includes(tree.kind.copies) {
-                is_over = elements.len() >= limit;
-                elements.push(Element::new(&key, object.token(), &record));
+                is_over = entries.len() >= limit;
+                let element = Element::new(&secret, object.token(), &record);
+                entries.push(Entry { key: object.key(), element, highest: record.highest() });
             }
             !is_over
         })?;
-        Ok((!is_over).then_some(elements))
+        Ok((!is_over).then_some(entries))
     }
 
     fn objects(
