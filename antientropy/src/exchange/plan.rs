@@ -161,7 +161,7 @@ impl Plan {
 
     /// The sums of all buckets. Those of trees about which nothing is known are zero.
     pub(super) fn sums<R: Replica>(&self, replica: &R, unbuilt: &[PartitionId]) -> Vec<Sum> {
-        let mut sums = Vec::new();
+        let mut sums = Vec::with_capacity(self.buckets as usize);
         for planned in &self.trees {
             if planned.sums_into(replica, unbuilt, &mut sums).is_none() {
                 sums.resize(sums.len() + (1 << planned.bits), Sum::ZERO);

@@ -41,9 +41,9 @@ impl Engagement {
         })
     }
 
-    /// The exchange with a peer is over.
-    pub(super) fn release(&mut self, peer: NodeId, role: Role) {
-        self.with.take_if(|(with, as_role, _)| (*with, *as_role) == (peer, role));
+    /// The exchange with a peer is over. Returns whether it was what the node was busy with.
+    pub(super) fn release(&mut self, peer: NodeId, role: Role) -> bool {
+        self.with.take_if(|(with, as_role, _)| (*with, *as_role) == (peer, role)).is_some()
     }
 
     /// No exchange is under way.
