@@ -174,6 +174,31 @@ fn much_that_differs_takes_little_more_than_it_is() {
     }
 }
 
+/// An ask names the first bits of a position, which others may share. That those are known does not make it all that is there.
+#[test]
+fn keys_that_begin_like_one_that_was_compared_are_found_too() {
+    const KEYS: u64 = 2000;
+    // So many bits of a token are told if there are so many keys.
+    let begin = |number: u64| Token::of_key(&key(number)).0 >> (64 - 12 - 12);
+    let compared: BTreeSet<u64> = (0..KEYS).map(begin).collect();
+    let is_alike = |number: &u64| compared.contains(&begin(*number));
+    let alike: Vec<u64> = (2 * KEYS..200 * KEYS).filter(is_alike).take(25).collect();
+    assert_eq!(alike.len(), 25);
+    for salt in 0..5 {
+        let [mut here, mut there] = [(); 2].map(|()| MemoryReplica::new(SECRET, partitions(6), KEYS >> 6));
+        for number in 0..KEYS {
+            here.set(KEYSPACE, key(number), Some(record(&[(1, 1)], 2)));
+            there.set(KEYSPACE, key(number), Some(record(&[(1, 1), (2, 2)], 2)));
+            // What both hold of the other kind.
+            here.set(KEYSPACE, key(KEYS + number), Some(record(&[(1, 1)], 0)));
+            there.set(KEYSPACE, key(KEYS + number), Some(record(&[(1, 1)], 0)));
+        }
+        alike.iter().for_each(|number| there.set(KEYSPACE, key(*number), Some(record(&[(1, 1)], 0))));
+        run(&mut here, &mut there, salt).unwrap();
+        assert_equal(&here, &there);
+    }
+}
+
 #[test]
 fn a_side_that_holds_nothing_or_little_is_filled_for_little_more_than_the_objects() {
     const KEYS: u64 = 20_000;
@@ -228,12 +253,14 @@ struct Choosy {
     under: fn(&Bytes) -> Counter,
     /// What came.
     came: Vec<Object>,
+    /// How many stretches were read.
+    stretches: u64,
 }
 
 impl Choosy {
     /// One that holds this, and takes everything.
     fn holding(held: MemoryReplica, under: fn(&Bytes) -> Counter) -> Choosy {
-        Choosy { held, refused: BTreeSet::new(), believes: false, under, came: Vec::new() }
+        Choosy { held, refused: BTreeSet::new(), believes: false, under, came: Vec::new(), stretches: 0 }
     }
 
     fn refusing(self, keys: impl IntoIterator<Item = u64>) -> Choosy {
@@ -283,6 +310,7 @@ impl Replica for Choosy {
         span: Span,
         bytes_max: usize,
     ) -> Result<Stretch, Infallible> {
+        self.stretches += 1;
         let mut found = self.held.objects(keyspace, copies, span, bytes_max)?;
         found.objects.iter_mut().for_each(|object| object.under = (self.under)(&object.key));
         Ok(found)
@@ -381,6 +409,20 @@ fn what_an_answer_has_no_room_for_is_told_later() {
         assert_equal(&haunted.held, &sound.held);
         assert_eq!(sound.held.len() as u64, keys - GHOSTS + GHOSTS.div_ceil(3));
     }
+}
+
+#[test]
+fn keys_that_were_compared_are_not_looked_for_again() {
+    const KEYS: u64 = 20_000;
+    let (here, mut there) = (filled(KEYS), filled(KEYS));
+    (0..KEYS).step_by(10).for_each(|number| there.set(KEYSPACE, key(number), Some(newer(number))));
+    let [mut here, mut there] = [here, there].map(|held| Choosy::holding(held, under_nothing));
+    let report = run(&mut here, &mut there, 14).unwrap();
+    assert_equal(&here.held, &there.held);
+    assert_eq!(report.updated, KEYS / 10);
+    // Those of which a bucket's sum told are.
+    let looked = here.stretches + there.stretches;
+    assert!(looked < report.updated / 2, "{looked} of {}", report.updated);
 }
 
 #[test]

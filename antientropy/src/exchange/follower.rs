@@ -66,10 +66,11 @@ struct Session {
 
 #[derive(Debug)]
 struct Group {
-    keyspace: KeyspaceId,
     sketch: Sketch,
     /// What its keys were: those that differ are asked for next.
     entries: Entries,
+    /// The keyspace and the spans, in order, of which these were all keys that both sides keep; none if there may be others.
+    of: Option<(KeyspaceId, Vec<Span>)>,
 }
 
 impl Follower {
@@ -211,13 +212,11 @@ impl Follower {
         span: Span,
     ) -> Result<Vec<Object>, R::Error> {
         let groups = self.session.iter().flat_map(|session| session.groups.values());
-        let mut known = groups
-            .filter(|group| group.keyspace == keyspace)
-            .map(|group| group.entries.within(span))
-            .filter(|entries| !entries.is_empty());
-        let Some(known) = known.next() else { return at_position(replica, keyspace, span) };
+        let Some(group) = groups.into_iter().find(|group| group.has_all_of(keyspace, span)) else {
+            return at_position(replica, keyspace, span);
+        };
         let mut objects = Vec::new();
-        for entry in known {
+        for entry in group.entries.within(span) {
             let held = replica.held(keyspace, &entry.key)?;
             objects.extend(Some(held).filter(|held| held.record.is_some()));
         }
@@ -288,14 +287,11 @@ impl Session {
     ) -> Result<Response, R::Error> {
         let is_first = from == 0;
         if is_first {
-            let first = intervals.first().and_then(|interval| self.plan.tree_of(interval.first));
-            let Some(keyspace) = first.map(|planned| planned.tree.kind.keyspace) else {
-                return Ok(Response::Forgotten);
-            };
             let entries = entries_of(replica, &self.plan, intervals)?;
             let Some(entries) = entries else { return Ok(Response::Forgotten) };
             let sketch = Sketch::of_keys(group_salt(self.salt, group), entries.elements());
-            self.groups.insert(group, Group { keyspace, sketch, entries });
+            let of = self.all_keys_in(replica, intervals);
+            self.groups.insert(group, Group { sketch, entries, of });
             while self.groups.len() > GROUPS_MAX {
                 self.groups.pop_first();
             }
@@ -309,11 +305,37 @@ impl Session {
         Ok(Response::KeyCells { keys: found.entries.len() as u64, survey, cells })
     }
 
+    /// The keyspace and the spans of some buckets, if they are of one keyspace which has one kind of tree: then what these
+    /// trees have there is all that there is.
+    fn all_keys_in(&self, replica: &impl Replica, intervals: &[Interval]) -> Option<(KeyspaceId, Vec<Span>)> {
+        let kind = self.plan.tree_of(intervals.first()?.first)?.tree.kind;
+        if self.plan.lacks_kinds(replica) || !self.plan.is_only_kind(kind) {
+            return None;
+        }
+        let mut spans = Vec::with_capacity(intervals.len());
+        for interval in intervals {
+            let (_, span) = self.span(*interval).filter(|(tree, _)| tree.kind == kind)?;
+            spans.push(span);
+        }
+        spans.is_sorted().then_some((kind.keyspace, spans))
+    }
+
     /// The tree that buckets are of, and their tokens.
     fn span(&self, interval: Interval) -> Option<(TreeId, Span)> {
         let planned = self.plan.tree_of(interval.first)?;
         let fits = interval.count > 0 && interval.count <= planned.end() - interval.first;
         fits.then(|| (planned.tree, self.plan.span(planned, interval.first, interval.count)))
+    }
+}
+
+impl Group {
+    /// Whether its keys in a span were all that both sides keep there.
+    fn has_all_of(&self, keyspace: KeyspaceId, span: Span) -> bool {
+        self.of.as_ref().is_some_and(|(of, spans)| {
+            let after = spans.partition_point(|covered| covered.first <= span.first);
+            let covered = after.checked_sub(1).map(|before| spans[before]);
+            *of == keyspace && covered.is_some_and(|covered| covered.contains(span.last))
+        })
     }
 }
 

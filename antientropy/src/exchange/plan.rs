@@ -183,6 +183,11 @@ impl Plan {
         replica.kinds().iter().any(|kind| !self.kinds.contains(kind))
     }
 
+    /// Whether a keyspace has trees of this kind and of no other.
+    pub(super) fn is_only_kind(&self, kind: TreeKind) -> bool {
+        self.kinds.iter().filter(|other| other.keyspace == kind.keyspace).eq([&kind])
+    }
+
     /// The tree that a bucket is of.
     pub(super) fn tree_of(&self, bucket: u64) -> Option<&Planned> {
         if bucket >= self.buckets {
