@@ -29,6 +29,8 @@ pub(super) const OBJECTS_BYTES_MAX: usize = 8 << 10;
 pub(super) const GROUPS_MAX: usize = 8;
 /// Messages' worth of objects that one position has at most.
 const STRETCHES_MAX: usize = 64;
+/// Keys of a group that begin like one that is asked for, at most: of more there is no end.
+const ALIKE_MAX: usize = 16;
 /// Keys of one group at most: of more, all are sent instead.
 pub(super) const GROUP_KEYS_MAX: usize = 1 << 12;
 
@@ -212,11 +214,13 @@ impl Follower {
         span: Span,
     ) -> Result<Vec<Object>, R::Error> {
         let groups = self.session.iter().flat_map(|session| session.groups.values());
-        let Some(group) = groups.into_iter().find(|group| group.has_all_of(keyspace, span)) else {
+        let group = groups.rev().find(|group| group.has_all_of(keyspace, span));
+        let entries = group.map(|group| group.entries.within(span));
+        let Some(entries) = entries.filter(|entries| entries.len() <= ALIKE_MAX) else {
             return at_position(replica, keyspace, span);
         };
         let mut objects = Vec::new();
-        for entry in group.entries.within(span) {
+        for entry in entries {
             let held = replica.held(keyspace, &entry.key)?;
             objects.extend(Some(held).filter(|held| held.record.is_some()));
         }
@@ -309,7 +313,7 @@ impl Session {
     /// trees have there is all that there is.
     fn all_keys_in(&self, replica: &impl Replica, intervals: &[Interval]) -> Option<(KeyspaceId, Vec<Span>)> {
         let kind = self.plan.tree_of(intervals.first()?.first)?.tree.kind;
-        if self.plan.lacks_kinds(replica) || !self.plan.is_only_kind(kind) {
+        if !self.plan.is_only_kind(kind) || self.plan.lacks_kinds(replica) {
             return None;
         }
         let mut spans = Vec::with_capacity(intervals.len());

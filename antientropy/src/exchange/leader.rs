@@ -74,7 +74,7 @@ pub struct Exchange {
     rests: VecDeque<(Interval, Token)>,
     /// Positions to be asked for, where each was found, and what is here if that was read already.
     asks: BTreeMap<(KeyspaceId, u64), (Found, Option<Vec<Entry>>)>,
-    /// Positions whose objects are to be sent, and what to ask anew if the peer wants what has gone meanwhile; and buckets.
+    /// Positions whose objects are to be sent, and what to ask for anew if they have gone meanwhile; and buckets.
     pushes: BTreeMap<(KeyspaceId, u64), Option<Found>>,
     pushed_spans: VecDeque<(TreeId, Span)>,
     /// Keys of which the peer is to be told what is held here instead of what it has sent.
@@ -548,12 +548,18 @@ impl Exchange {
     fn ask(&mut self, keyspace: KeyspaceId, position: u64, found: Found, ours: Option<Vec<Entry>>) {
         match self.asks.entry((keyspace, position)) {
             btree_map::Entry::Vacant(place) => _ = place.insert((found, ours)),
-            // What was found says more than that something was pushed.
+            // What was found says more than that something was pushed. Of another kind of tree what is here may be less.
             btree_map::Entry::Occupied(mut place) if found.difference.is_some() => {
-                place.insert((found, ours));
+                place.insert((found, None));
             }
             btree_map::Entry::Occupied(_) => {}
         }
+    }
+
+    /// What is at a position is to be sent. If it has gone by then, the peer may have something that is to be asked for.
+    fn push(&mut self, keyspace: KeyspaceId, position: u64, wanted: Option<Found>) {
+        let place = self.pushes.entry((keyspace, position)).or_default();
+        *place = wanted.or(*place);
     }
 
     /// What became of asks.
@@ -602,7 +608,7 @@ impl Exchange {
                 }
                 if lacking.next().is_some() {
                     let wanted = Some(found).filter(|_| *outcome == Outcome::Wanted);
-                    self.pushes.insert((keyspace, position), wanted);
+                    self.push(keyspace, position, wanted);
                 }
             } else {
                 // It was pushed, and is not there: it was refused.
@@ -654,7 +660,7 @@ impl Exchange {
         for position in positions {
             let here = ours.within(Span::of_position(Residue::new(position)));
             if !tokens.contains(&position) || here.iter().any(is_lacking) {
-                self.pushes.insert((keyspace, position), None);
+                self.push(keyspace, position, None);
             }
         }
         self.take(replica, keyspace, objects)?;
@@ -736,8 +742,11 @@ impl Exchange {
         if push.is_some() {
             return Ok(push);
         }
-        if is_full(self.asks.len()) {
-            return self.next_asks(replica);
+        // Of what was to be sent instead all may have gone.
+        if is_full(self.asks.len())
+            && let Some(asked) = self.next_asks(replica)?
+        {
+            return Ok(Some(asked));
         }
         if let Some(fetch) = self.next_fetch() {
             return Ok(Some(fetch));
@@ -834,7 +843,7 @@ impl Exchange {
             // The whole difference is what is here.
             if !ours.is_empty() && found.difference == Some(sum_of(&ours)) {
                 self.report.missing += 1;
-                self.pushes.insert((keyspace, position), None);
+                self.push(keyspace, position, Some(found));
                 continue;
             }
             // Where the peer holds something else it is to say what, and not to want this once more.

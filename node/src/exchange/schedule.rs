@@ -131,6 +131,7 @@ impl Exchanges {
             self.peers.insert(peer, planned);
         }
         self.engagement.clear();
+        self.take_turns(local.now.monotonic);
         // Whoever is no peer any more ends what runs with it: all exchanges end with a new document.
         self.running -= before.values().filter(|peer| peer.is_running).count();
     }
@@ -249,8 +250,8 @@ impl Exchanges {
         let wait = match is_all {
             true if peer.is_wanted || lacks() => Duration::ZERO,
             false if ended.is_behind => Duration::ZERO,
-            // It is released, or was not heard of for so long.
-            false if ended.awaits_turn => local.settings.exchange_silent_after,
+            // Until it is released; whoever is not heard of any more does not do that.
+            false if ended.awaits_turn => self.engagement.ends_in(local).max(RETRY_AFTER),
             true => local.settings.exchange_interval,
             false => RETRY_AFTER,
         };
@@ -260,10 +261,15 @@ impl Exchanges {
     /// The node is not busy with this exchange any more: those that waited for that are due.
     fn release(&mut self, now: Duration, with: NodeId, role: Role) {
         if self.engagement.release(with, role) {
-            for peer in self.peers.values_mut().filter(|peer| peer.awaits_turn) {
-                peer.awaits_turn = false;
-                peer.at = peer.at.min(now);
-            }
+            self.take_turns(now);
+        }
+    }
+
+    /// What was put off until now is due.
+    fn take_turns(&mut self, now: Duration) {
+        for peer in self.peers.values_mut().filter(|peer| peer.awaits_turn) {
+            peer.awaits_turn = false;
+            peer.at = peer.at.min(now);
         }
     }
 
