@@ -35,21 +35,15 @@ impl Engagement {
 
     /// Whether it might. One that was not heard of for too long is over.
     pub(super) fn may_engage<S>(&self, local: &Local<S>, peer: NodeId, role: Role) -> bool {
-        self.with.is_none_or(|(with, as_role, _)| (with, as_role) == (peer, role))
-            || self.ends_in(local) == Duration::ZERO
+        let silent_after = local.settings.exchange_silent_after;
+        self.with.is_none_or(|(with, as_role, heard)| {
+            (with, as_role) == (peer, role) || local.now.monotonic > heard + silent_after
+        })
     }
 
-    /// When it ends if nothing more is heard of it.
-    pub(super) fn ends_in<S>(&self, local: &Local<S>) -> Duration {
-        let Some((.., heard)) = self.with else { return Duration::ZERO };
-        // Only then: at the time itself it is not over yet.
-        let ends = heard + local.settings.exchange_silent_after + Duration::from_nanos(1);
-        ends.saturating_sub(local.now.monotonic)
-    }
-
-    /// The exchange with a peer is over. Returns whether it was what the node was busy with.
-    pub(super) fn release(&mut self, peer: NodeId, role: Role) -> bool {
-        self.with.take_if(|(with, as_role, _)| (*with, *as_role) == (peer, role)).is_some()
+    /// The exchange with a peer is over.
+    pub(super) fn release(&mut self, peer: NodeId, role: Role) {
+        self.with.take_if(|(with, as_role, _)| (*with, *as_role) == (peer, role));
     }
 
     /// No exchange is under way.

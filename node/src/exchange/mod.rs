@@ -61,8 +61,6 @@ pub(crate) struct ExchangeOperation {
     /// Whether something differs, and this is what the node is busy with.
     is_engaged: bool,
     was_put_off: bool,
-    /// Whether that was because this node is busy with another.
-    awaits_turn: bool,
     /// Whether there was a reason for it beside that it was time.
     was_wanted: bool,
     timer: Duration,
@@ -112,7 +110,6 @@ impl ExchangeOperation {
             stage,
             is_engaged: false,
             was_put_off: false,
-            awaits_turn: false,
             was_wanted: false,
             timer,
         };
@@ -198,7 +195,6 @@ impl ExchangeOperation {
         let moves = self.is_engaged || !self.held_back.is_empty();
         self.is_engaged = moves && engagement.engage(local, self.peer, Role::Leads);
         self.was_put_off = moves && !self.is_engaged;
-        self.awaits_turn = self.was_put_off;
         !self.was_put_off
     }
 

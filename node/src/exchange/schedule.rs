@@ -41,8 +41,6 @@ struct Peer {
     /// When the next is due.
     at: Duration,
     is_running: bool,
-    /// Whether one was put off until the node is not busy with another any more.
-    awaits_turn: bool,
     /// Whether there is a reason for one, whoever usually leads.
     is_wanted: bool,
     synced: Synced,
@@ -122,7 +120,6 @@ impl Exchanges {
                     shared,
                     at: local.now.monotonic + first_after,
                     is_running: false,
-                    awaits_turn: false,
                     is_wanted: false,
                     synced: Synced::never(local.now.monotonic),
                     follower: None,
@@ -131,7 +128,6 @@ impl Exchanges {
             self.peers.insert(peer, planned);
         }
         self.engagement.clear();
-        self.take_turns(local.now.monotonic);
         // Whoever is no peer any more ends what runs with it: all exchanges end with a new document.
         self.running -= before.values().filter(|peer| peer.is_running).count();
     }
@@ -222,12 +218,11 @@ impl Exchanges {
             local.counters.exchanges_abandoned += 1;
         }
         if ended.is_engaged {
-            self.release(local.now.monotonic, ended.peer, Role::Leads);
+            self.engagement.release(ended.peer, Role::Leads);
         }
         let Some(peer) = self.peers.get_mut(&ended.peer).filter(|peer| peer.is_running) else { return };
         self.running -= 1;
         peer.is_running = false;
-        peer.awaits_turn = ended.awaits_turn;
         peer.is_wanted |= ended.was_wanted && !ended.is_complete();
         let is_all = ended.is_complete() && left_out.is_empty();
         let differed = u32::try_from(ended.exchange.differing()).unwrap_or(u32::MAX);
@@ -250,27 +245,10 @@ impl Exchanges {
         let wait = match is_all {
             true if peer.is_wanted || lacks() => Duration::ZERO,
             false if ended.is_behind => Duration::ZERO,
-            // Until it is released; whoever is not heard of any more does not do that.
-            false if ended.awaits_turn => self.engagement.ends_in(local).max(RETRY_AFTER),
             true => local.settings.exchange_interval,
             false => RETRY_AFTER,
         };
         peer.at = local.now.monotonic + jittered(local, wait);
-    }
-
-    /// The node is not busy with this exchange any more: those that waited for that are due.
-    fn release(&mut self, now: Duration, with: NodeId, role: Role) {
-        if self.engagement.release(with, role) {
-            self.take_turns(now);
-        }
-    }
-
-    /// What was put off until now is due.
-    fn take_turns(&mut self, now: Duration) {
-        for peer in self.peers.values_mut().filter(|peer| peer.awaits_turn) {
-            peer.awaits_turn = false;
-            peer.at = peer.at.min(now);
-        }
     }
 
     /// Whether something is shared with a node.
@@ -294,7 +272,7 @@ impl Exchanges {
         store: StoreId,
         ended: PeerEnded,
     ) {
-        self.release(local.now.monotonic, from, Role::Follows);
+        self.engagement.release(from, Role::Follows);
         let is_recorded = local.recorded_store(from) == Some(store);
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let following = peer.follower.take_if(|following| following.exchange == ended.exchange);
