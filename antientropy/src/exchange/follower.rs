@@ -206,7 +206,7 @@ impl Follower {
     }
 
     /// The objects of some positions. To look keys up whose names are known is several times faster than to look for those that
-    /// are there; of a group that was compared the names are known. What was written since then no other group has missed.
+    /// are there; of a group that was compared the names are known. What was written since then is no matter of this exchange.
     fn objects_in<R: Replica>(
         &self,
         replica: &mut R,

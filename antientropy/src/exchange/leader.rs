@@ -72,8 +72,8 @@ pub struct Exchange {
     fetches: BTreeSet<u64>,
     /// The rest of some that were cut off.
     rests: VecDeque<(Interval, Token)>,
-    /// Positions to be asked for, where each was found, and what is here if that was read already.
-    asks: BTreeMap<(KeyspaceId, u64), (Found, Option<Vec<Entry>>)>,
+    /// Positions to be asked for.
+    asks: BTreeMap<(KeyspaceId, u64), Sought>,
     /// Positions whose objects are to be sent, and what to ask for anew if they have gone meanwhile; and buckets.
     pushes: BTreeMap<(KeyspaceId, u64), Option<Found>>,
     pushed_spans: VecDeque<(TreeId, Span)>,
@@ -157,6 +157,14 @@ struct Group {
     /// How many keys there are here, and at the peer.
     keys: u64,
     theirs: u64,
+}
+
+/// A position that is to be asked for.
+#[derive(Debug)]
+struct Sought {
+    found: Found,
+    /// What is here, if that was read already.
+    ours: Option<Vec<Entry>>,
 }
 
 /// A position that was asked for.
@@ -547,10 +555,10 @@ impl Exchange {
 
     fn ask(&mut self, keyspace: KeyspaceId, position: u64, found: Found, ours: Option<Vec<Entry>>) {
         match self.asks.entry((keyspace, position)) {
-            btree_map::Entry::Vacant(place) => _ = place.insert((found, ours)),
+            btree_map::Entry::Vacant(place) => _ = place.insert(Sought { found, ours }),
             // What was found says more than that something was pushed. Of another kind of tree what is here may be less.
             btree_map::Entry::Occupied(mut place) if found.difference.is_some() => {
-                place.insert((found, None));
+                place.insert(Sought { found, ours: None });
             }
             btree_map::Entry::Occupied(_) => {}
         }
@@ -835,7 +843,7 @@ impl Exchange {
             && self.pushes.len() < 2 * ASKS_MAX
             && let Some(entry) = self.asks.first_entry().filter(|entry| entry.key().0 == keyspace)
         {
-            let ((_, position), (found, ours)) = entry.remove_entry();
+            let ((_, position), Sought { found, ours }) = entry.remove_entry();
             let ours = match ours {
                 Some(ours) => ours,
                 None => entries_at(replica, keyspace, Residue::new(position))?,
