@@ -989,13 +989,17 @@ mod tests {
     fn replica(keys: u64) -> MemoryReplica {
         let partitions = Partitions::new(4).expect("a power of two");
         let mut replica = MemoryReplica::new([9; 32], partitions, 16);
-        for number in 0..keys {
+        put(&mut replica, KEYSPACE, 0..keys);
+        replica
+    }
+
+    fn put(replica: &mut MemoryReplica, keyspace: KeyspaceId, keys: std::ops::Range<u64>) {
+        for number in keys {
             let dot = Dot { counter: Counter(1 + number), actor: Actor(8) };
             let value = Some(Value::new("value"));
             let version = LwwVersion::write(dot, &Context::new(), value, CopyCount::DEFAULT);
-            replica.set(KEYSPACE, key(number), Some(Record::Lww(version).into()));
+            replica.set(keyspace, key(number), Some(Record::Lww(version).into()));
         }
-        replica
     }
 
     /// Leads an exchange with a peer that answers some questions otherwise.
@@ -1018,6 +1022,37 @@ mod tests {
         }
         assert!(exchange.is_complete());
         Ok(())
+    }
+
+    #[test]
+    fn what_has_gone_before_it_was_sent_keeps_nothing_else_waiting() {
+        const OTHER: KeyspaceId = KeyspaceId(2);
+        let sides: [MemoryReplica; 2] = [KEYS + 20, KEYS].map(replica);
+        let [mut here, mut there] = sides;
+        put(&mut here, OTHER, 0..KEYS);
+        put(&mut there, OTHER, 0..KEYS + 20);
+        let mut other = Follower::new();
+        let (mut exchange, question) = Exchange::begin(&here, 5);
+        let (mut open, mut has_gone) = (VecDeque::from([question]), false);
+        while let Some(Question { number, message }) = open.pop_front() {
+            let request = Request::decode(message.clone()).expect("a request");
+            let is_second = matches!(request, Request::KeyCells { group: 1, .. });
+            if is_second && !open.is_empty() {
+                open.push_back(Question { number, message });
+                continue;
+            }
+            let answer = if is_second {
+                // By the time that the second keyspace's keys have to be fetched, what is to be sent of the first has gone.
+                has_gone = true;
+                (KEYS..KEYS + 20).for_each(|number| here.set(KEYSPACE, key(number), None));
+                Response::Forgotten.encode()
+            } else {
+                other.answer(&mut there, message, true).expect("a question that makes sense")
+            };
+            open.extend(exchange.answered(&mut here, number, answer).expect("an answer that makes sense"));
+        }
+        assert!(has_gone && exchange.is_complete());
+        assert_eq!(here.len() as u64, KEYS + KEYS + 20);
     }
 
     #[test]
