@@ -7,7 +7,7 @@ use antientropy::{
         Entry, Exchange, ExchangeError, FollowError, Follower, Object, Question, Replica, Report, Span,
         Stretch, TreeId, TreeKind, memory::MemoryReplica,
     },
-    hash_tree::{Element, HashTree},
+    hash_tree::HashTree,
     version::{Actor, Context, CopyCount, Counter, Dot, Record, SiblingSet, Value},
 };
 use bytes::Bytes;
@@ -295,8 +295,8 @@ impl Replica for Choosy {
         self.held.tree(tree)
     }
 
-    fn element(&self, keyspace: KeyspaceId, object: &Object) -> Option<Element> {
-        self.held.element(keyspace, object)
+    fn secret(&self) -> &[u8; 32] {
+        self.held.secret()
     }
 
     fn entries(&mut self, tree: TreeId, span: Span, limit: usize) -> Result<Option<Vec<Entry>>, Infallible> {

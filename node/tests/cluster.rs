@@ -183,9 +183,8 @@ async fn a_node_that_is_killed_and_started_at_once_is_connected_at_once() {
     let running = Running::processes(3);
     let client = running.client().await;
     let peers_lost = || {
-        let log = |node| std::fs::read_to_string(running.options.node_directory(node).join("log")).unwrap();
         let lost = |line: &&str| line.contains("disconnected from a peer") && line.contains("peer=3");
-        [1, 2].map(|node| log(node).lines().filter(lost).map(str::to_owned).collect::<Vec<_>>())
+        [1, 2].map(|node| running.log(node).lines().filter(lost).map(str::to_owned).collect::<Vec<_>>())
     };
     let is_well = || async {
         let Ok(status) = client.status(NodeId(3), TIMEOUT).await else { return false };

@@ -1,12 +1,13 @@
 //! What a side holds of some keys, in short, by their positions.
 
+use ring::{KeyspaceId, Token};
+
 use super::{Entry, Object, Replica, Span, follower::at_position};
 use crate::{
     hash_tree::{Element, Sum, position_of},
     residue::Residue,
     version::Counter,
 };
-use ring::KeyspaceId;
 
 /// What was held of the keys of a group when they were read.
 #[derive(Debug, Default)]
@@ -46,10 +47,8 @@ pub(super) fn entries_at<R: Replica>(
     position: Residue,
 ) -> Result<Vec<Entry>, R::Error> {
     let found = at_position(replica, keyspace, Span::of_position(position))?;
-    let entry = |object: Object| {
-        let highest = object.record.as_ref()?.highest();
-        let element = replica.element(keyspace, &object)?;
-        Some(Entry { key: object.key, element, highest })
+    let entry = |Object { key, record, .. }: Object| {
+        Some(Entry::new(replica.secret(), Token::of_key(&key), key, &*record?))
     };
     Ok(found.into_iter().filter_map(entry).collect())
 }

@@ -154,8 +154,7 @@ struct Group {
     survey: Option<Survey>,
     /// How many cells are likely to suffice.
     sought: usize,
-    /// How many keys there are here, and at the peer.
-    keys: u64,
+    /// How many keys there are at the peer.
     theirs: u64,
 }
 
@@ -518,12 +517,10 @@ impl Exchange {
         }
         // With more cells than all keys need something else is wrong: they are compared one by one, as they are if one
         // side has hardly any.
-        let limit = usize::try_from(2 * (group.keys + group.theirs)).unwrap_or(usize::MAX);
-        let pushed = if is_moved(group.keys, group.theirs) {
-            None
-        } else {
-            push_bounded(&mut group.decoder, cells, limit)
-        };
+        let here = group.entries.len() as u64;
+        let limit = usize::try_from(2 * (here + group.theirs)).unwrap_or(usize::MAX);
+        let pushed =
+            if is_moved(here, group.theirs) { None } else { push_bounded(&mut group.decoder, cells, limit) };
         let Some(is_done) = pushed else {
             let group = self.groups.remove(&number).ok_or(ExchangeError::Senseless)?;
             self.fetch(&group.intervals);
@@ -538,7 +535,7 @@ impl Exchange {
         }
         let group = self.groups.remove(&number).ok_or(ExchangeError::Senseless)?;
         let differences = group.decoder.differences();
-        self.rate = Some(differences.len() as f64 / group.keys.max(group.theirs).max(1) as f64);
+        self.rate = Some(differences.len() as f64 / here.max(group.theirs).max(1) as f64);
         for difference in differences {
             let found = Found { difference: Some(difference.sum), bucket: None };
             let span = Span::of_position(Residue::new(difference.id));
@@ -933,10 +930,8 @@ impl Exchange {
             from: 0,
             count,
         };
-        self.groups.insert(
-            number,
-            Group { keyspace, intervals, decoder, entries, survey, sought: 0, keys, theirs: 0 },
-        );
+        self.groups
+            .insert(number, Group { keyspace, intervals, decoder, entries, survey, sought: 0, theirs: 0 });
         Ok(Some((Kind::KeyCells(number), request)))
     }
 }

@@ -150,18 +150,14 @@ impl Replica for MemoryReplica {
         self.trees.get(&tree).filter(|_| !self.unbuilt.contains(&tree.partition))
     }
 
-    fn element(&self, _: KeyspaceId, object: &Object) -> Option<Element> {
-        object.record.as_ref().map(|record| self.weigh(Token::of_key(&object.key), record))
+    fn secret(&self) -> &[u8; 32] {
+        &self.secret
     }
 
     fn entries(&mut self, tree: TreeId, span: Span, limit: usize) -> Result<Option<Vec<Entry>>, Infallible> {
         let found = self.within(tree.kind.keyspace, span);
         let found = found.filter(|(_, _, record)| record.copies().includes(tree.kind.copies));
-        let found = found.map(|(token, key, record)| Entry {
-            key: key.clone(),
-            element: self.weigh(token, record),
-            highest: record.highest(),
-        });
+        let found = found.map(|(token, key, record)| Entry::new(&self.secret, token, key.clone(), record));
         let entries: Vec<Entry> = found.take(limit.saturating_add(1)).collect();
         Ok((entries.len() <= limit).then_some(entries))
     }

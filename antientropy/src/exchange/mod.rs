@@ -96,6 +96,14 @@ pub struct Entry {
     pub highest: Counter,
 }
 
+impl Entry {
+    /// The key with this token and this record. The secret is the cluster's.
+    #[must_use]
+    pub fn new(secret: &[u8; 32], token: ring::Token, key: Bytes, record: &Record) -> Entry {
+        Entry { key, element: Element::new(secret, token, record), highest: record.highest() }
+    }
+}
+
 /// Objects of a span, and whether there are more.
 #[derive(Clone, Debug, Default)]
 pub struct Stretch {
@@ -161,8 +169,8 @@ pub trait Replica {
     /// A tree; none is as good as an empty one.
     fn tree(&self, tree: TreeId) -> Option<&HashTree>;
 
-    /// What an object is in its tree; none if it is nothing.
-    fn element(&self, keyspace: KeyspaceId, object: &Object) -> Option<Element>;
+    /// The cluster's secret, with which [`Entry::new`] makes elements.
+    fn secret(&self) -> &[u8; 32];
 
     /// What a tree has in a span, and what trees of more copies have there: a record may be about to move from one to the
     /// other. None if that is more than so many.

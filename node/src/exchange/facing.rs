@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use antientropy::{
     exchange::{Entry, Gathered, Object, Replica, Span, Stretch, TreeId, TreeKind},
-    hash_tree::{Element, HashTree},
+    hash_tree::HashTree,
     version::{CopyCount, Counter, Dot, Record, UnixMillis},
 };
 use bytes::Bytes;
@@ -183,21 +183,18 @@ impl<S: Store> Replica for Facing<'_, S> {
         self.local.replica.trees.of(tree.partition)?.get(&tree.kind)
     }
 
-    fn element(&self, _: KeyspaceId, object: &Object) -> Option<Element> {
-        let key = self.local.replica.trees.key();
-        let record = object.record.as_ref()?;
-        Some(Element::new(key, Token::of_key(&object.key), record))
+    fn secret(&self) -> &[u8; 32] {
+        self.local.replica.trees.key()
     }
 
     fn entries(&mut self, tree: TreeId, span: Span, limit: usize) -> Result<Option<Vec<Entry>>, FacingError> {
-        let secret = *self.local.replica.trees.key();
+        let secret = *self.secret();
         let (mut entries, mut is_over) = (Vec::new(), false);
         let stretch = self.local.settings.scan_stretch_keys;
         self.each(tree.kind.keyspace, span, stretch, |object, record, _| {
             if record.copies().includes(tree.kind.copies) {
                 is_over = entries.len() >= limit;
-                let element = Element::new(&secret, object.token(), &record);
-                entries.push(Entry { key: object.key(), element, highest: record.highest() });
+                entries.push(Entry::new(&secret, object.token(), object.key(), &record));
             }
             !is_over
         })?;

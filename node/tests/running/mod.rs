@@ -90,6 +90,11 @@ impl Running {
         crate::settings::metric(([127, 0, 0, 1], self.options.http_port(node)).into(), name)
     }
 
+    /// What a node's processes have said.
+    pub(crate) fn log(&self, node: u32) -> String {
+        log(&self.options, node)
+    }
+
     /// The process of a node.
     pub(crate) fn pid(&self, node: u32) -> u32 {
         let text = std::fs::read_to_string(self.options.node_directory(node).join("pid")).unwrap();
@@ -122,15 +127,19 @@ impl Drop for Running {
     }
 }
 
+fn log(options: &DevOptions, node: u32) -> String {
+    std::fs::read_to_string(options.node_directory(node).join("log")).unwrap_or_default()
+}
+
 /// What the nodes' processes said last.
 fn logs(options: &DevOptions) -> String {
-    let log = |node: u32| {
-        let text = std::fs::read_to_string(options.node_directory(node).join("log")).unwrap_or_default();
+    let last = |node: u32| {
+        let text = log(options, node);
         let lines: Vec<&str> = text.lines().collect();
         let last = lines[lines.len().saturating_sub(15)..].join("\n");
         format!("--- node {node}\n{last}\n")
     };
-    (1..=options.nodes).map(log).collect()
+    (1..=options.nodes).map(last).collect()
 }
 
 /// Sends a process a signal, by its name with a dash.
