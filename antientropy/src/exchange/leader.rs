@@ -141,6 +141,8 @@ struct Found {
     difference: Option<Sum>,
     /// If it follows from the sum of a whole bucket that only one key of it differs.
     bucket: Option<u64>,
+    /// Whether it is in the report.
+    is_counted: bool,
 }
 
 #[derive(Debug)]
@@ -444,7 +446,7 @@ impl Exchange {
         let position =
             difference.position().filter(|position| span.contains(Span::of_position(*position).first));
         if let Some(position) = position {
-            let found = Found { difference: Some(difference), bucket: Some(bucket) };
+            let found = Found { difference: Some(difference), bucket: Some(bucket), is_counted: false };
             self.ask(planned.tree.kind.keyspace, position.get(), found, None);
         } else if here.is_zero() {
             self.fetches.insert(bucket);
@@ -537,7 +539,7 @@ impl Exchange {
         let differences = group.decoder.differences();
         self.rate = Some(differences.len() as f64 / here.max(group.theirs).max(1) as f64);
         for difference in differences {
-            let found = Found { difference: Some(difference.sum), bucket: None };
+            let found = Found { difference: Some(difference.sum), bucket: None, is_counted: false };
             let span = Span::of_position(Residue::new(difference.id));
             self.ask(group.keyspace, difference.id, found, Some(group.entries.within(span).to_vec()));
         }
@@ -605,8 +607,8 @@ impl Exchange {
             if let Some(difference) = found.difference {
                 let (is_here, is_there) =
                     (!ours.is_empty(), *outcome == Outcome::Wanted || !theirs.is_empty());
-                self.report.updated += u64::from(is_here && is_there);
-                self.report.missing += u64::from(is_here != is_there);
+                self.report.updated += u64::from(!found.is_counted && is_here && is_there);
+                self.report.missing += u64::from(!found.is_counted && is_here != is_there);
                 // A bucket whose sum looks as if one key differed, and no such key: several do.
                 if !is_there && sum_of(&ours) != difference {
                     self.several.extend(found.bucket);
@@ -689,7 +691,8 @@ impl Exchange {
             }
             if places.next_if_eq(&&place).is_some() {
                 let position = position_of(Token::of_key(&key)).get();
-                self.ask(keyspace, position, Found { difference: None, bucket: None }, None);
+                let pushed = Found { difference: None, bucket: None, is_counted: true };
+                self.ask(keyspace, position, pushed, None);
             }
         }
         // Of what was not sent nothing is said: there would be no end of it.
@@ -805,7 +808,7 @@ impl Exchange {
             if !found.is_empty() {
                 of = Some(keyspace);
             } else if let Some(wanted) = wanted {
-                self.ask(keyspace, position, wanted, None);
+                self.ask(keyspace, position, Found { is_counted: true, ..wanted }, None);
             }
             bytes += found.iter().map(Object::encoded_len).sum::<usize>();
             objects.extend(found);
@@ -835,7 +838,7 @@ impl Exchange {
         // One in some thousand asks then gets another key along.
         let shift = 56_u8.saturating_sub(12 + 64 - self.keys.leading_zeros() as u8);
         let (mut asked, mut asks) = (Vec::new(), Vec::new());
-        // What is to be sent instead is read here, too.
+        // What is to be sent instead is found here, too.
         while asks.len() < ASKS_MAX
             && self.pushes.len() < 2 * ASKS_MAX
             && let Some(entry) = self.asks.first_entry().filter(|entry| entry.key().0 == keyspace)
@@ -847,7 +850,7 @@ impl Exchange {
             };
             // The whole difference is what is here.
             if !ours.is_empty() && found.difference == Some(sum_of(&ours)) {
-                self.report.missing += 1;
+                self.report.missing += u64::from(!found.is_counted);
                 self.push(keyspace, position, Some(found));
                 continue;
             }
