@@ -7,7 +7,7 @@ use antientropy::{
         Entry, Exchange, ExchangeError, FollowError, Follower, Object, Question, Replica, Report, Span,
         Stretch, TreeId, TreeKind, memory::MemoryReplica,
     },
-    hash_tree::HashTree,
+    hash_tree::{HashTree, position_of},
     version::{Actor, Context, CopyCount, Counter, Dot, Record, SiblingSet, Value},
 };
 use bytes::Bytes;
@@ -251,6 +251,8 @@ struct Choosy {
     believes: bool,
     /// Under which watermark it is whole where a key is.
     under: fn(&Bytes) -> Counter,
+    /// Records of so many copies are no matter of the other side's.
+    keeps_alone: Option<CopyCount>,
     /// What came.
     came: Vec<Object>,
     /// How many stretches were read.
@@ -260,7 +262,16 @@ struct Choosy {
 impl Choosy {
     /// One that holds this, and takes everything.
     fn holding(held: MemoryReplica, under: fn(&Bytes) -> Counter) -> Choosy {
-        Choosy { held, refused: BTreeSet::new(), believes: false, under, came: Vec::new(), stretches: 0 }
+        let (refused, keeps_alone, came) = (BTreeSet::new(), None, Vec::new());
+        Choosy { held, refused, believes: false, under, keeps_alone, came, stretches: 0 }
+    }
+
+    fn keeping_alone(self, copies: CopyCount) -> Choosy {
+        Choosy { keeps_alone: Some(copies.most()), ..self }
+    }
+
+    fn both_keep(&self, copies: CopyCount) -> bool {
+        self.keeps_alone != Some(copies.most())
     }
 
     fn refusing(self, keys: impl IntoIterator<Item = u64>) -> Choosy {
@@ -280,11 +291,12 @@ impl Replica for Choosy {
     }
 
     fn kinds(&self) -> Vec<TreeKind> {
-        self.held.kinds()
+        let kinds = self.held.kinds().into_iter();
+        kinds.filter(|kind| self.both_keep(kind.copies)).collect()
     }
 
     fn partitions(&self, kind: TreeKind) -> Vec<PartitionId> {
-        Replica::partitions(&self.held, kind)
+        if self.both_keep(kind.copies) { Replica::partitions(&self.held, kind) } else { Vec::new() }
     }
 
     fn unbuilt(&self) -> Vec<PartitionId> {
@@ -312,12 +324,17 @@ impl Replica for Choosy {
     ) -> Result<Stretch, Infallible> {
         self.stretches += 1;
         let mut found = self.held.objects(keyspace, copies, span, bytes_max)?;
+        found
+            .objects
+            .retain(|object| object.record.as_ref().is_some_and(|record| self.both_keep(record.copies())));
         found.objects.iter_mut().for_each(|object| object.under = (self.under)(&object.key));
         Ok(found)
     }
 
     fn held(&mut self, keyspace: KeyspaceId, key: &Bytes) -> Result<Object, Infallible> {
-        Ok(Object { under: (self.under)(key), ..self.held.held(keyspace, key)? })
+        let mut held = self.held.held(keyspace, key)?;
+        held.record = held.record.filter(|record| self.both_keep(record.copies()));
+        Ok(Object { under: (self.under)(key), ..held })
     }
 
     fn merge(&mut self, keyspace: KeyspaceId, object: &Object) -> Result<bool, Infallible> {
@@ -423,6 +440,56 @@ fn keys_that_were_compared_are_not_looked_for_again() {
     // Those of which a bucket's sum told are.
     let looked = here.stretches + there.stretches;
     assert!(looked < report.updated / 2, "{looked} of {}", report.updated);
+}
+
+/// What one side alone was to keep becomes both sides' when it is joined with what both are to keep. It was in nobody's sketch.
+#[test]
+fn what_becomes_both_sides_by_what_is_sent_is_on_both_sides() {
+    const KEYS: u64 = 4000;
+    const MIXED: u64 = 400;
+    let alone = CopyCount::explicit(1);
+    let written = |actor: u64, len: usize, copies: CopyCount| {
+        let (mut set, dot) = (SiblingSet::new(), Dot { actor: Actor(actor), counter: Counter(actor) });
+        set.write(dot, &Context::new(), Some(Value::new(vec![7; len])), copies);
+        Arc::new(Record::Siblings(set))
+    };
+    for salt in 0..4 {
+        let [mut here, mut there] = [(); 2].map(|()| MemoryReplica::new(SECRET, partitions(6), KEYS >> 6));
+        for number in 0..KEYS {
+            let both = written(1, 100, CopyCount::DEFAULT);
+            here.set(KEYSPACE, key(number), Some(Arc::clone(&both)));
+            // So large that an answer has no room for a second.
+            let theirs = if number < MIXED { written(2, 10_000, alone) } else { both };
+            there.set(KEYSPACE, key(number), Some(theirs));
+        }
+        let [mut here, mut there] =
+            [here, there].map(|held| Choosy::holding(held, under_nothing).keeping_alone(alone));
+        run(&mut here, &mut there, salt).unwrap();
+        assert_equal(&here.held, &there.held);
+    }
+}
+
+/// Keys whose hashes begin with the same 56 bits, found among a thousand millions.
+const AT_ONE_POSITION: [u64; 2] = [151_231_253, 784_099_725];
+
+#[test]
+fn two_keys_at_one_position_are_found_although_one_looks_newer() {
+    let keys = AT_ONE_POSITION.map(key);
+    let positions = [0, 1].map(|of: usize| position_of(Token::of_key(&keys[of])));
+    assert_eq!(positions[0], positions[1]);
+    // Where a bucket's sum tells of the position, and where keys are compared.
+    for others in [0, 500] {
+        for is_newer_here in [true, false] {
+            let (mut here, mut there) = (filled(10_000), filled(10_000));
+            (0..others).for_each(|number| there.set(KEYSPACE, key(number), Some(newer(number))));
+            let (ours, theirs) = if is_newer_here { (9, 5) } else { (5, 9) };
+            here.set(KEYSPACE, keys[0].clone(), Some(record(&[(1, ours)], 0)));
+            there.set(KEYSPACE, keys[1].clone(), Some(record(&[(1, theirs)], 0)));
+            let report = run(&mut here, &mut there, 15).unwrap();
+            assert_equal(&here, &there);
+            assert!(report.messages < 200, "{report:?}");
+        }
+    }
 }
 
 #[test]

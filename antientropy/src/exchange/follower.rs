@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ring::{KeyspaceId, PartitionId};
+use ring::{KeyspaceId, PartitionId, Token};
 use thiserror::Error;
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     plan::{BUCKETS_LIMIT, Plan, trees_of, union},
 };
 use crate::{
-    hash_tree::{HashTree, Sum},
+    hash_tree::{HashTree, Sum, position_of},
     sketch::{Cell, Sketch, Survey},
 };
 
@@ -31,6 +31,8 @@ pub(super) const GROUPS_MAX: usize = 8;
 const STRETCHES_MAX: usize = 64;
 /// Keys of a group that begin like one that is asked for, at most: of more there is no end.
 const ALIKE_MAX: usize = 16;
+/// Records that are wanted at the same time, at most: more than a leader ever has unresolved.
+const WANTED_MAX: usize = 1 << 14;
 /// Keys of one group at most: of more, all are sent instead.
 pub(super) const GROUP_KEYS_MAX: usize = 1 << 12;
 
@@ -38,6 +40,8 @@ pub(super) const GROUP_KEYS_MAX: usize = 1 << 12;
 #[derive(Debug, Default)]
 pub struct Follower {
     session: Option<Session>,
+    /// The keys of which a newer record is wanted, by their positions.
+    wanted: BTreeMap<(KeyspaceId, u64), Bytes>,
 }
 
 /// Why there is no answer.
@@ -115,6 +119,7 @@ impl Follower {
     ) -> Result<Option<Response>, R::Error> {
         Ok(Some(match request {
             Request::Check { salt, digest, levels, unbuilt } => {
+                self.wanted.clear();
                 let unbuilt = union(&replica.unbuilt(), &unbuilt);
                 if digest == digest_of_roots(replica, &unbuilt) {
                     self.session = None;
@@ -158,9 +163,15 @@ impl Follower {
             Request::Push { keyspace, objects } => {
                 let (mut instead, mut others, mut bytes) = (Vec::new(), Vec::new(), 0);
                 for (place, object) in (0..).zip(&objects) {
-                    if replica.merge(keyspace, object)? {
+                    let is_just_that = replica.merge(keyspace, object)?;
+                    if self.wanted_another(keyspace, &object.key) {
+                        others.push(place);
                         continue;
                     }
+                    if is_just_that {
+                        continue;
+                    }
+                    self.knows_no_names_around(keyspace, &object.key);
                     if bytes < OBJECTS_BYTES_MAX {
                         let held = replica.held(keyspace, &object.key)?;
                         bytes += held.encoded_len();
@@ -179,7 +190,7 @@ impl Follower {
     }
 
     fn asked<R: Replica>(
-        &self,
+        &mut self,
         replica: &mut R,
         keyspace: KeyspaceId,
         shift: u8,
@@ -191,7 +202,12 @@ impl Follower {
             let newest = found.iter().filter_map(|object| Some(object.record.as_ref()?.highest())).max();
             let is_older = ask.counter.is_some_and(|theirs| newest.is_some_and(|ours| ours < theirs));
             // Of several the leader may lack one.
-            if is_older && found.len() == 1 {
+            if is_older
+                && let [held] = &found[..]
+                && self.wanted.len() < WANTED_MAX
+            {
+                // A slice would keep the block that it was read from.
+                self.wanted.insert(place_of(keyspace, &held.key), Bytes::copy_from_slice(&held.key));
                 outcomes.push(Outcome::Wanted);
                 continue;
             }
@@ -203,6 +219,26 @@ impl Follower {
             objects.extend(found);
         }
         Ok(Response::Asked { outcomes, objects })
+    }
+
+    /// Whether the record that was wanted where this one is was another key's: keys are asked for by their positions, and the
+    /// leader lacks it, then.
+    fn wanted_another(&mut self, keyspace: KeyspaceId, key: &Bytes) -> bool {
+        !self.wanted.is_empty()
+            && self.wanted.remove(&place_of(keyspace, key)).is_some_and(|wanted| wanted != key)
+    }
+
+    /// More is held of a key than was sent. If it is none of a group's, that group's keys are not all that both sides keep: what this
+    /// side alone was to keep has become both sides' by what was sent.
+    fn knows_no_names_around(&mut self, keyspace: KeyspaceId, key: &Bytes) {
+        let token = Token::of_key(key);
+        let span = Span { first: token, last: token };
+        for group in self.session.iter_mut().flat_map(|session| session.groups.values_mut()) {
+            if group.has_all_of(keyspace, span) && !group.entries.within(span).iter().any(|of| of.key == key)
+            {
+                group.of = None;
+            }
+        }
     }
 
     /// The objects of some positions. To look keys up whose names are known is several times faster than to look for those that
@@ -349,6 +385,11 @@ fn sketched(salt: u64, sums: Vec<Sum>) -> (Sketch, Survey, Vec<Cell>) {
     let survey = sketch.survey();
     let cells = sketch.cells(CELLS_AT_FIRST);
     (sketch, survey, cells)
+}
+
+/// Where a key is looked for.
+fn place_of(keyspace: KeyspaceId, key: &Bytes) -> (KeyspaceId, u64) {
+    (keyspace, position_of(Token::of_key(key)).get())
 }
 
 /// A number of a peer's, as far as it goes.
