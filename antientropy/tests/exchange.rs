@@ -475,8 +475,8 @@ const AT_ONE_POSITION: [u64; 2] = [151_231_253, 784_099_725];
 #[test]
 fn two_keys_at_one_position_are_found_although_one_looks_newer() {
     let keys = AT_ONE_POSITION.map(key);
-    let positions = [0, 1].map(|of: usize| position_of(Token::of_key(&keys[of])));
-    assert_eq!(positions[0], positions[1]);
+    let [first, second] = keys.each_ref().map(|key| position_of(Token::of_key(key)));
+    assert_eq!(first, second);
     // Where a bucket's sum tells of the position, and where keys are compared.
     for others in [0, 500] {
         for is_newer_here in [true, false] {

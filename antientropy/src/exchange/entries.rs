@@ -36,6 +36,11 @@ impl Entries {
     }
 }
 
+/// Where a key is.
+pub(super) fn position_of_key(key: &[u8]) -> u64 {
+    position_of(Token::of_key(key)).get()
+}
+
 fn position(entry: &Entry) -> u64 {
     entry.element.position().get()
 }

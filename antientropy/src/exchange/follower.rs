@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ring::{KeyspaceId, PartitionId, Token};
+use ring::{KeyspaceId, PartitionId};
 use thiserror::Error;
 
 use super::{
-    Object, Replica, Span, Stretch, TreeId,
-    entries::Entries,
+    Entry, Object, Replica, Span, Stretch, TreeId,
+    entries::{Entries, position_of_key},
     message::{ASKS_MAX, Ask, Interval, Levels, Outcome, Request, Response, Undecodable},
     plan::{BUCKETS_LIMIT, Plan, trees_of, union},
 };
 use crate::{
-    hash_tree::{HashTree, Sum, position_of},
+    hash_tree::{HashTree, Sum},
     sketch::{Cell, Sketch, Survey},
 };
 
@@ -207,7 +207,8 @@ impl Follower {
                 && self.wanted.len() < WANTED_MAX
             {
                 // A slice would keep the block that it was read from.
-                self.wanted.insert(place_of(keyspace, &held.key), Bytes::copy_from_slice(&held.key));
+                let position = position_of_key(&held.key);
+                self.wanted.insert((keyspace, position), Bytes::copy_from_slice(&held.key));
                 outcomes.push(Outcome::Wanted);
                 continue;
             }
@@ -225,14 +226,13 @@ impl Follower {
     /// leader lacks it, then.
     fn wanted_another(&mut self, keyspace: KeyspaceId, key: &Bytes) -> bool {
         !self.wanted.is_empty()
-            && self.wanted.remove(&place_of(keyspace, key)).is_some_and(|wanted| wanted != key)
+            && self.wanted.remove(&(keyspace, position_of_key(key))).is_some_and(|wanted| wanted != key)
     }
 
     /// More is held of a key than was sent. If it is none of a group's, that group's keys are not all that both sides keep: what this
     /// side alone was to keep has become both sides' by what was sent.
     fn knows_no_names_around(&mut self, keyspace: KeyspaceId, key: &Bytes) {
-        let token = Token::of_key(key);
-        let span = Span { first: token, last: token };
+        let span = Span::of_positions(position_of_key(key), 0);
         for group in self.session.iter_mut().flat_map(|session| session.groups.values_mut()) {
             if group.has_all_of(keyspace, span) && !group.entries.within(span).iter().any(|of| of.key == key)
             {
@@ -387,11 +387,6 @@ fn sketched(salt: u64, sums: Vec<Sum>) -> (Sketch, Survey, Vec<Cell>) {
     (sketch, survey, cells)
 }
 
-/// Where a key is looked for.
-fn place_of(keyspace: KeyspaceId, key: &Bytes) -> (KeyspaceId, u64) {
-    (keyspace, position_of(Token::of_key(key)).get())
-}
-
 /// A number of a peer's, as far as it goes.
 fn bounded(number: u64, limit: usize) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX).min(limit)
@@ -420,7 +415,9 @@ pub(super) fn entries_of<R: Replica>(
             let count = end.min(planned.end()) - next;
             let span = plan.span(planned, next, count);
             match replica.entries(planned.tree, span, GROUP_KEYS_MAX - entries.len())? {
-                Some(found) => entries.extend(found),
+                // A slice would keep the block or the message that it is of for as long as the group is compared.
+                Some(found) => entries
+                    .extend(found.into_iter().map(|of| Entry { key: Bytes::copy_from_slice(&of.key), ..of })),
                 None => return Ok(None),
             }
             next += count;

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::{
     Entry, Object, Replica, Span, TreeId,
-    entries::{Entries, entries_at, highest, sum_of},
+    entries::{Entries, entries_at, highest, position_of_key, sum_of},
     follower::{
         CELLS_AT_FIRST, CELLS_MAX, GROUP_KEYS_MAX, GROUPS_MAX, OBJECTS_BYTES_MAX, SUMS_MAX, at_position,
         digest_of_roots, entries_of, group_salt,
@@ -17,7 +17,7 @@ use super::{
     plan::{Plan, union},
 };
 use crate::{
-    hash_tree::{HashTree, Sum, position_of},
+    hash_tree::{HashTree, Sum},
     residue::Residue,
     sketch::{Cell, Decoder, Sketch, Survey, cells_for},
 };
@@ -647,8 +647,7 @@ impl Exchange {
             Some(_) => return Err(ExchangeError::Senseless),
         };
         let keyspace = planned.tree.kind.keyspace;
-        let tokens: BTreeSet<u64> =
-            objects.iter().map(|object| position_of(Token::of_key(&object.key)).get()).collect();
+        let tokens: BTreeSet<u64> = objects.iter().map(|object| position_of_key(&object.key)).collect();
         if !objects.iter().all(|object| is_record_in(object, compared)) {
             return Err(ExchangeError::Senseless);
         }
@@ -690,9 +689,8 @@ impl Exchange {
                 continue;
             }
             if places.next_if_eq(&&place).is_some() {
-                let position = position_of(Token::of_key(&key)).get();
                 let pushed = Found { difference: None, bucket: None, is_counted: true };
-                self.ask(keyspace, position, pushed, None);
+                self.ask(keyspace, position_of_key(&key), pushed, None);
             }
         }
         // Of what was not sent nothing is said: there would be no end of it.

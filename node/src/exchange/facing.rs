@@ -194,9 +194,7 @@ impl<S: Store> Replica for Facing<'_, S> {
         self.each(tree.kind.keyspace, span, stretch, |object, record, _| {
             if record.copies().includes(tree.kind.copies) {
                 is_over = entries.len() >= limit;
-                // A slice would keep the block or the message that it is of: entries are remembered.
-                let key = Bytes::copy_from_slice(&object.key());
-                entries.push(Entry::new(&secret, object.token(), key, &record));
+                entries.push(Entry::new(&secret, object.token(), object.key(), &record));
             }
             !is_over
         })?;
